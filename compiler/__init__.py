@@ -1,0 +1,1 @@
+"""Specs to graphs to code: passes over the graph IR, emission, and the `dskc` command."""

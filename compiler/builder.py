@@ -1,0 +1,103 @@
+"""Builds regions: appends operations whose types are inferred at once, and remembers what each weight is called."""
+
+from __future__ import annotations
+
+from dskc.dsl.source import Span
+
+from .ir import Axis, DType, Op, Region, TensorType, Value
+from .ops.base import Operation, ShapeError
+from .ops.weights import Weight, Weights
+
+
+STACKED = {"Linear": "GroupedLinear"}  # what a module becomes when there is one for every expert
+
+
+class NameTaken(Exception):
+    """Two weights of one name."""
+
+    def __init__(self, path: str, first: Span) -> None:
+        super().__init__(path)
+        self.path = path
+        self.first = first
+
+
+class Builder:
+    """One region under construction. `path` is the weight path of the block or repeat whose body this is."""
+
+    def __init__(self, path: str, parent: Builder | None = None, inputs: dict[str, Value] | None = None) -> None:
+        self.path = path
+        self.parent = parent
+        self.ops: list[Op] = []
+        self.losses: dict[str, Value] = {}
+        self.taken: dict[str, Span] = {}
+        self.root: Builder = parent.root if parent else self
+        self.inputs: dict[str, Value] = inputs if inputs is not None else {}
+        self.stack: Axis | None = parent.stack if parent else None  # inside experts: how many copies there are,
+        self.offsets: Value | None = parent.offsets if parent else None  # and where the rows of each one end
+
+    def join(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+    def take(self, path: str, span: Span) -> None:
+        """Claims a weight path in this body; raises NameTaken when it is another's."""
+        if path in self.taken:
+            raise NameTaken(path, self.taken[path])
+        self.taken[path] = span
+
+    def add(
+        self, attributes: Operation, operands: tuple[Value, ...], span: Span, name: str | None = None
+    ) -> tuple[Value, ...]:
+        """Appends an operation; raises ShapeError when the operands do not fit."""
+        types = attributes.infer(*(value.type for value in operands))
+        names = attributes.result_names or (name if len(types) == 1 else None,) * len(types)
+        results = tuple(Value(t, n) for t, n in zip(types, names, strict=True))
+        self.ops.append(Op(attributes, operands, results, span))
+        return results
+
+    def one(self, attributes: Operation, operands: tuple[Value, ...], span: Span, name: str | None = None) -> Value:
+        (result,) = self.add(attributes, operands, span, name)
+        return result
+
+    def weights(
+        self, path: str, module: str, weights: tuple[Weight, ...], span: Span, **options: object
+    ) -> tuple[Value, ...]:
+        """Declares one module's weights; their values live in this region and are seen by those within.
+
+        Raises NameTaken when the path is another's, ShapeError when the module cannot be stacked for experts.
+        """
+        if self.stack is not None:
+            if module not in STACKED:
+                raise ShapeError(f"inside `experts` a `{module}` cannot be stacked; only linear layers can")
+            module = STACKED[module]
+            weights = tuple(Weight(w.name, ((self.stack,), *w.groups), w.init) for w in weights)
+        self.take(path, span)
+        attributes = Weights(path=path, module=module, weights=weights, options=tuple(options.items()))
+        results = tuple(Value(w.type) for w in weights)
+        self.ops.append(Op(attributes, (), results, span))
+        return results
+
+    def add_loss(self, name: str, value: Value, span: Span) -> None:
+        """Sums an auxiliary loss into what this region hands up."""
+        from .ops.elementwise import Elementwise
+
+        if name in self.losses:
+            value = self.one(Elementwise("add"), (self.losses[name], value), span)
+        self.losses[name] = value
+
+    def documents(self, like: Value) -> Value:
+        """The document of each token, an input that the model gains when some mask asks for it: int64 [B, S]."""
+        found = self.root.inputs.get("documents")
+        if found is None:
+            batch, sequence = like.type.axes[:2]
+            found = self.root.inputs["documents"] = Value(TensorType((batch, sequence), DType.INT64), "documents")
+        return found
+
+    def tokens_along(self, axis: Axis) -> Value | None:
+        """An input that has this axis: it tells the length and the device of whatever is counted along it."""
+        for value in self.root.inputs.values():
+            if any(a.size == axis.size for a in value.type.axes):
+                return value
+        return None
+
+    def region(self, arguments: tuple[Value, ...], results: tuple[Value, ...]) -> Region:
+        return Region(arguments, tuple(self.ops), results)

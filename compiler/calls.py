@@ -1,0 +1,410 @@
+"""Calls: what is called, what its weights are named, and how a block's body becomes operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+from dskc.dsl import syntax as s
+from dskc.dsl.diagnostics import Mark
+from dskc.dsl.dims import Dim
+from dskc.dsl.source import Span
+from dskc.dsl.suggest import did_you_mean
+
+from .arguments import Binder, block_signature
+from .builder import Builder, NameTaken
+from .evaluate import FUNCTIONS, Evaluator, describe
+from .frame import Frame
+from .ir import Axis, Op, Value
+from .ops.base import ZERO, ShapeError
+from .ops.structure import Block, Extern
+from .ops.weights import Weights
+from .passes.resolve import library_index
+from .primitive import Primitive, Site
+from .primitives import PRIMITIVES
+from .signature import Kind, Parameter, Signature
+from .types import bind_type, check_type, declared_type
+from .values import POISON, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
+
+RunBody = Callable[[s.Body, Frame], "tuple[Expressed, ...] | None"]
+_WINDOW = Signature("window", (Parameter("size", Kind.INT),))
+
+
+class Calls:
+    """Handles `callee(arguments) as alias`. `run` executes a block's statements (see `passes/expand.py`)."""
+
+    def __init__(self, run: RunBody) -> None:
+        self.run = run
+        self.evaluator = Evaluator(self.call)
+        self.binder = Binder(self.evaluator)
+
+    def call(self, node: s.Call, frame: Frame, hint: str | None, consumer: str | None) -> Expressed:
+        name = node.callee.text
+        if name not in frame.names:
+            if name in FUNCTIONS:
+                return self._function(node, frame)
+            if name == "window":
+                return self._window(node, frame)
+        callee = self._callee(node, frame)
+        if isinstance(callee, Poison):
+            for argument in node.arguments:  # what is wrong in there is worth knowing too
+                if not isinstance(argument.value, s.Arrow | s.Path):
+                    self.evaluator.evaluate(argument.value, frame)
+            return POISON
+        if isinstance(callee, BlockValue):
+            return self._apply_value(callee, node, frame, consumer)
+        return self._call_definition(callee, node, frame, hint, consumer)
+
+    # --- finding the callee
+
+    def _callee(self, node: s.Call, frame: Frame) -> Primitive | BlockDefinition | BlockValue | Poison:
+        name = node.callee.text
+        if name in frame.names:
+            value = frame.names[name]
+            if isinstance(value, BlockValue | Poison):
+                return value
+            frame.report("DSK0118", f"`{name}` is {describe(value)}, not a block", node.callee.span)
+            return POISON
+        found = frame.scope.names.get(name)
+        if isinstance(found, BlockDefinition):
+            return found
+        if name in PRIMITIVES:
+            return PRIMITIVES[name]
+        if frame.scope.broken and name not in PRIMITIVES and found is None:
+            index = library_index()
+            if did_you_mean(name, [*frame.scope.blocks(), *PRIMITIVES, *index]) is None:
+                return POISON
+        label = self._suggestion(name, frame)
+        frame.report("DSK0101", f"no block is called `{name}`", node.callee.span, label)
+        return POISON
+
+    def _suggestion(self, name: str, frame: Frame) -> str:
+        library = library_index()
+        if name in library and name not in frame.scope.names:
+            return f"it is in std: add it to `use std {{ ... }}`"
+        values = [n for n, v in frame.names.items() if isinstance(v, BlockValue)]
+        near = did_you_mean(name, [*values, *frame.scope.blocks(), *PRIMITIVES, *library])
+        if near is None:
+            return ""
+        if near in frame.scope.names:
+            owner = frame.scope.owners[near]
+            where = "It is in std, and already imported" if owner.library else "It is in this file"
+            if not owner.library and owner is not frame.scope:
+                where = f"It is in {owner.source.path}, and already imported"
+            return f"did you mean `{near}`? {where}"
+        if near in PRIMITIVES or near in values:
+            return f"did you mean `{near}`?"
+        return f"did you mean `{near}`? It is in std: add it to `use std {{ ... }}`"
+
+    # --- small calls
+
+    def _function(self, node: s.Call, frame: Frame) -> Expressed:
+        values = [self.evaluator.evaluate(a.value, frame) for a in node.arguments]
+        if any(isinstance(v, Poison) for v in values):
+            return POISON
+        name = node.callee.text
+        wanted = 1 if name in ("floor", "ceil") else None
+        if not values or not all(isinstance(v, Size | Fraction) for v in values) or (wanted and len(values) != wanted):
+            frame.report("DSK0114", f"`{name}` needs {'one number' if wanted else 'numbers'} or dims", node.span)
+            return POISON
+        if all(isinstance(v, Fraction) for v in values):
+            return FUNCTIONS[name](*(_as_dim(v) for v in values)).constant
+        names = "".join(v.axis.name for v in values if isinstance(v, Size))
+        return Size(Axis(names, FUNCTIONS[name](*(_as_dim(v) for v in values))))
+
+    def _window(self, node: s.Call, frame: Frame) -> Expressed:
+        bound = self.binder.bind(_WINDOW, node.arguments, frame, None)
+        filled = self.binder.fill(_WINDOW, bound[0], frame, node.span) if bound else None
+        if filled is None:
+            return POISON
+        size = filled["size"]
+        assert isinstance(size, Fraction)
+        if size < 1:
+            frame.report("DSK0131", "a window sees at least 1 position", node.span)
+            return POISON
+        return Mask("window", arguments=(("size", int(size)),))
+
+    # --- definitions and values
+
+    def _call_definition(
+        self, callee: Primitive | BlockDefinition, node: s.Call, frame: Frame, hint: str | None, consumer: str | None
+    ) -> Expressed:
+        signature, weighted = self._signature(callee, frame)
+        own = callee.short or callee.name if isinstance(callee, Primitive) else signature.name
+        name = node.alias.text if node.alias else hint
+        if name is None:
+            name = f"{consumer}_{own}" if consumer else signature.name
+        arguments = self._overridden(frame.builder.join(name), signature, node.arguments, frame)
+        inner = name if weighted else consumer
+        bound = self.binder.bind(signature, arguments, frame, inner, at=node.span)
+        if bound is None:
+            return POISON
+        values, spans = bound
+        tensors = [p for p in signature.parameters if p.is_tensor]
+        if tensors and not any(p.name in values for p in tensors):
+            named = node.alias.text if node.alias else hint
+            path = frame.builder.join(named) if named else None
+            return BlockValue(callee, values, node.span, frame.builder, path)
+        return self._apply(callee, signature, values, spans, node.span, frame, name, None)
+
+    def _signature(self, callee: Primitive | BlockDefinition, frame: Frame) -> tuple[Signature, bool]:
+        if isinstance(callee, Primitive):
+            return callee.signature, callee.weighted
+        return block_signature(callee, frame), True
+
+    def _overridden(
+        self, path: str, signature: Signature, arguments: tuple[s.Argument, ...], frame: Frame
+    ) -> tuple[s.Argument, ...]:
+        """Arguments with those that a derived model or `--set` replaces."""
+        plain = path.replace(".*", "")
+        frame.shared.seen_paths[plain] = [p.name for p in signature.parameters]
+        for index, override in enumerate(frame.shared.overrides):
+            if override.kind != "call" or override.path != plain or override.argument is None:
+                continue
+            if signature.parameter(override.argument) is None:
+                continue
+            frame.shared.used.add(index)
+            label = s.Name(override.span, override.argument)
+            said = s.Argument(override.span, label, override.value)
+            arguments = (*(a for a in arguments if not a.label or a.label.text != override.argument), said)
+        return arguments
+
+    def _apply_value(self, value: BlockValue, node: s.Call, frame: Frame, consumer: str | None) -> Expressed:
+        if value.path is None:
+            value.path = frame.builder.join(node.alias.text if node.alias else node.callee.text)
+        elif node.alias is not None:
+            frame.report("DSK0127", f"`{node.callee.text}` has its weights already", node.alias.span, "they keep their name")
+        signature, weighted = self._signature(value.callee, frame)
+        name = value.path.rsplit(".", 1)[-1]
+        bound = self.binder.bind(signature, node.arguments, frame, name if weighted else consumer, value.arguments)
+        if bound is None:
+            return POISON
+        return self._apply(value.callee, signature, bound[0], bound[1], node.span, frame, name, value)
+
+    def _apply(
+        self,
+        callee: Primitive | BlockDefinition,
+        signature: Signature,
+        values: dict[str, Expressed],
+        spans: dict[str, Span],
+        span: Span,
+        frame: Frame,
+        name: str,
+        owner: BlockValue | None,
+    ) -> Expressed:
+        try:
+            if isinstance(callee, Primitive):
+                filled = self.binder.fill(signature, values, frame, span)
+                if filled is None:
+                    return POISON
+                path = owner.path if owner and owner.path else frame.builder.join(name)
+                site = Site(frame.builder, span, path, filled, owner)
+                site.expand = lambda value, tensors, builder, at: self._inline(value, tensors, builder, at, frame, span)
+                result = callee.build(site)
+                return result
+            path = owner.path if owner and owner.path else frame.builder.join(name)
+            return self._block(callee, signature, values, spans, span, frame, path, owner)
+        except ShapeError as error:
+            place = spans.get(error.argument or "", span)
+            title = f"`{signature.name}`: {error}"
+            given = values.get(error.argument or "")
+            label = f"this is {_shape(given)}" if isinstance(given, Value) else ""
+            frame.report(error.code, title, place, label)
+        except NameTaken as error:
+            marks = (Mark(error.first, "this has it"),) if error.first.source is span.source else ()
+            frame.report(
+                "DSK0120",
+                f"two weights would be called `{error.path}`",
+                span,
+                "name one of them: `... as name`",
+                marks if error.first != span else (),
+            )
+        return POISON
+
+    # --- blocks
+
+    def _block(
+        self,
+        definition: BlockDefinition,
+        signature: Signature,
+        values: dict[str, Expressed],
+        spans: dict[str, Span],
+        span: Span,
+        frame: Frame,
+        path: str,
+        owner: BlockValue | None,
+    ) -> Expressed:
+        builder = Builder(path, frame.builder)
+        inner = self._frame(definition, signature, values, spans, span, frame, builder)
+        if inner is None:
+            return POISON
+        tensors = [p.name for p in signature.parameters if p.is_tensor and isinstance(values.get(p.name), Value)]
+        outer = tuple(values[name] for name in tensors)
+        arguments = tuple(inner.names[name] for name in tensors)
+        if isinstance(definition.syntax, s.ExternBlock):
+            return self._extern(definition.syntax, inner, outer, span, frame, path)
+        results = self._returned(definition.syntax, inner)
+        if results is None:
+            return POISON
+        losses = tuple(sorted(builder.losses))
+        region = builder.region(arguments, (*results, *(builder.losses[name] for name in losses)))
+        if _owns_weights(region.ops) and owner is None:
+            frame.builder.take(path, span)
+        attributes = Block(path, signature.name, len(results), losses, definition.syntax.doc)
+        made = tuple(Value(v.type) for v in region.results)
+        frame.builder.ops.append(Op(attributes, outer, made, span, (region,)))
+        for name, value in zip(losses, made[len(results) :], strict=True):
+            frame.builder.add_loss(name, value, span)
+        return made[0] if len(results) == 1 else made[: len(results)]
+
+    def _inline(
+        self, value: BlockValue, tensors: tuple[Value, ...], builder: Builder, path: str, frame: Frame, span: Span
+    ) -> tuple[Value, ...]:
+        """A block value applied within another operation's region, its weights directly under that one's path."""
+        builder.path = path
+        signature, _ = self._signature(value.callee, frame)
+        names = [p.name for p in signature.parameters if p.is_tensor]
+        values = {**value.arguments, **dict(zip(names, tensors, strict=False))}
+        if isinstance(value.callee, Primitive):
+            filled = self.binder.fill(signature, values, frame, span)
+            if filled is None:
+                raise ShapeError(f"`{signature.name}` cannot be an expert")
+            result = value.callee.build(Site(builder, span, builder.join(signature.name), filled))
+            return (result,) if isinstance(result, Value) else result
+        inner = self._frame(value.callee, signature, values, {}, value.span, frame, builder)
+        if inner is None or isinstance(value.callee.syntax, s.ExternBlock):
+            raise ShapeError(f"`{signature.name}` cannot be an expert")
+        for name, tensor in zip(names, tensors, strict=False):
+            inner.names[name] = tensor
+        results = self._returned(value.callee.syntax, inner)
+        if results is None:
+            raise ShapeError(f"`{signature.name}` cannot be an expert")
+        return results
+
+    def _frame(
+        self,
+        definition: BlockDefinition,
+        signature: Signature,
+        values: dict[str, Expressed],
+        spans: dict[str, Span],
+        span: Span,
+        frame: Frame,
+        builder: Builder,
+    ) -> Frame | None:
+        """The block's body with its parameters bound: given dims first, then tensors, then defaults in order."""
+        block = definition.syntax
+        if block.name.text in frame.stack:
+            chain = " -> ".join([*frame.stack[frame.stack.index(block.name.text) :], block.name.text])
+            frame.report("DSK0121", f"`{block.name.text}` uses itself", span, chain)
+            return None
+        missing = [p for p in signature.parameters if p.required and p.name not in values]
+        if missing:
+            self.binder.fill(signature, values, frame, span)
+            return None
+        inner = Frame(frame.shared, definition.scope, builder, caller=frame, call=span, block=block.name.text)
+        inner.stack = (*frame.stack, block.name.text)
+        for param in block.params:
+            given = values.get(param.name.text)
+            if isinstance(param.kind, s.DimKind) and isinstance(given, Size):
+                _bind_dim(inner, param.kind.name.text, given, spans.get(param.name.text, span))
+        sound = True
+        for param in block.params:
+            given = values.get(param.name.text)
+            if isinstance(param.kind, s.Type) and isinstance(given, Value):
+                place = spans.get(param.name.text, span)
+                sound = bind_type(param, given, inner, frame, place, self.evaluator) and sound
+                inner.names[param.name.text] = Value(given.type, param.name.text)
+        return inner if sound and self._defaults(block, signature, values, inner, span) else None
+
+    def _defaults(
+        self,
+        block: s.Block | s.ExternBlock,
+        signature: Signature,
+        values: dict[str, Expressed],
+        inner: Frame,
+        span: Span,
+    ) -> bool:
+        for param, parameter in zip(block.params, signature.parameters, strict=True):
+            name = param.name.text
+            given = values.get(name)
+            if name not in values and param.default is not None:
+                given = self.binder.value(replace(parameter, default=None), param.default, inner)
+                if isinstance(given, Poison):
+                    return False
+            if isinstance(param.kind, s.DimKind):
+                dim = param.kind.name.text
+                if given is None:
+                    inner.dims[dim] = None
+                elif dim not in inner.dims and isinstance(given, Size):
+                    _bind_dim(inner, dim, given, span)
+                inner.names[name] = given
+            elif name not in inner.names:
+                inner.names[name] = given
+        return True
+
+    def _returned(self, block: s.Block, inner: Frame) -> tuple[Value, ...] | None:
+        results = self.run(block.body, inner)
+        if results is None:
+            return None
+        if len(results) != len(block.types):
+            inner.report(
+                "DSK0128",
+                f"`{block.name.text}` gives back {len(results)} of the {len(block.types)} it declares",
+                block.name.span,
+            )
+            return None
+        checked: list[Value] = []
+        for value, kind in zip(results, block.types, strict=True):
+            if not isinstance(value, Value):
+                if not isinstance(value, Poison):
+                    inner.report("DSK0129", f"`{block.name.text}` gives back {describe(value)}", block.name.span)
+                return None
+            if not check_type(kind, value, inner, self.evaluator):
+                return None
+            checked.append(value)
+        return tuple(checked)
+
+    def _extern(
+        self, block: s.ExternBlock, inner: Frame, outer: tuple[Value, ...], span: Span, frame: Frame, path: str
+    ) -> Expressed:
+        types = tuple(declared_type(t, inner, self.evaluator) for t in block.types)
+        if any(t is None for t in types):
+            return POISON
+        costs = {}
+        for entry in block.cost.entries:
+            if isinstance(entry, s.Setting):
+                if entry.key.text not in ("flops", "saved"):
+                    inner.report("DSK0160", f"an extern block states `flops` and `saved`, not `{entry.key.text}`", entry.key.span)
+                    continue
+                axis = self.evaluator.axis(entry.value, inner)
+                costs[entry.key.text] = axis.size if axis else ZERO
+        options = tuple(
+            (name, value) for name, value in inner.names.items() if isinstance(value, Fraction | bool | str)
+        )
+        dims = tuple((name, axis.size) for name, axis in inner.dims.items() if axis and frame.size_value(axis.size))
+        attributes = Extern(
+            path, block.target.value, types, (*dims, *options), costs.get("flops", ZERO), costs.get("saved", ZERO)
+        )
+        made = frame.builder.add(attributes, outer, span)
+        return made[0] if len(made) == 1 else made
+
+
+def _bind_dim(inner: Frame, name: str, given: Size, span: Span) -> None:
+    axis = given.axis
+    plain = axis.name and (axis.size.is_constant or len(axis.size.symbols()) >= 1)
+    inner.dims[name] = axis if plain and len(axis.name) <= 2 else Axis(name, axis.size)
+    inner.bound_at[name] = span
+
+
+def _as_dim(value: Expressed) -> Dim:
+    return value.dim if isinstance(value, Size) else Dim.of(value)
+
+
+def _shape(value: Value) -> str:
+    return f"[{', '.join(str(a.size) for a in value.type.axes)}]"
+
+
+def _owns_weights(ops: list[Op] | tuple[Op, ...]) -> bool:
+    return any(isinstance(op.attributes, Weights | Extern) or any(_owns_weights(r.ops) for r in op.regions) for op in ops)
+

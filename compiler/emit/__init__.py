@@ -1,0 +1,1 @@
+"""Graphs to readable Python: expressions, classes, files."""

@@ -1,0 +1,243 @@
+"""One function body: operations to statements, in order, with values that only pass through written inside one another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from dskc.dsl.source import Span
+
+from ..ir import Op, Region, TensorType, Value
+from ..ops.base import Operation
+from ..ops.experts import Experts
+from ..ops.structure import Block, Keep, Repeat
+from ..ops.weights import Weights
+from .expression import Call, Modules
+from .names import Names
+from .text import Text, call, fit, singular
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of generated code and the place in the spec that it comes from."""
+
+    text: str
+    span: Span | None = None
+
+
+def suffixed(name: str, kind: TensorType) -> str:
+    """A tensor's name in code: `x_BSD`."""
+    axes = "".join(axis.name for axis in kind.axes)
+    return f"{name}_{axes}" if axes else name
+
+
+@dataclass(slots=True)
+class Function:
+    """Writes the body of one function. `texts` says what each value is called; `left` how often it is still needed."""
+
+    names: Names
+    modules: Modules
+    span: Span
+    serving: bool = False
+    indent: str = "        "
+    lines: list[Line] = field(default_factory=list)
+    texts: dict[Value, Text] = field(default_factory=dict)
+    left: Counter[Value] = field(default_factory=Counter)
+    holders: dict[str, Value] = field(default_factory=dict)
+    waiting: dict[Value, tuple[Value, ...]] = field(default_factory=dict)  # inlined: the variables within
+
+    # --- values
+
+    def bind(self, value: Value, name: str | None = None) -> str:
+        """A variable for a value: its own name where no other living value has it."""
+        base = name or suffixed(value.name or "y", value.type)
+        chosen, n = base, 2
+        while (holder := self.holders.get(chosen)) is not None and self.left[holder] > 0 and holder is not value:
+            chosen = f"{base}{n}"
+            n += 1
+        self.holders[chosen] = value
+        self.texts[value] = Text(chosen)
+        self.waiting[value] = (value,)
+        return chosen
+
+    def take(self, value: Value) -> Text:
+        """The text of an operand, whose need for it is thereby met."""
+        if value not in self.texts:
+            assert value in self.modules, f"{value} is used before it is computed"
+            return Text(self.modules[value][0])
+        for variable in self.waiting[value]:
+            self.left[variable] -= 1
+        return self.texts[value]
+
+    def write(self, text: str, span: Span | None = None) -> None:
+        self.lines.append(Line(f"{self.indent}{text}" if text else "", span or self.span))
+
+    def assign(self, targets: str, value: Text, span: Span) -> None:
+        """`targets = value`, broken at the arguments of the outermost call where it is long."""
+        if value.parts:
+            callee, arguments = value.parts
+            for line in fit(self.indent, f"{targets} = {callee}", arguments, ""):
+                self.lines.append(Line(line, span))
+        else:
+            self.lines.append(Line(f"{self.indent}{targets} = {value}", span))
+
+    # --- operations
+
+    def region(self, region: Region) -> None:
+        """All operations of a region. Its results are left for the caller to take."""
+        uses = use_counts(region)
+        self.left.update(uses)
+        last = region.ops[-1] if region.ops and region.ops[-1].results == region.results else None
+        for op in region.ops:
+            self.operation(op, uses, last=op is last)
+
+    def operation(self, op: Op, uses: Counter[Value], last: bool) -> None:
+        attributes = op.attributes
+        if isinstance(attributes, Weights):
+            return
+        if isinstance(attributes, Keep):
+            self.keep(op)
+        elif isinstance(attributes, Repeat):
+            self.repeat(op)
+        else:
+            self.compute(op, uses, last)
+
+    def compute(self, op: Op, uses: Counter[Value], last: bool) -> None:
+        """A statement; or, for what only passes through or is returned, text to be written where it is used."""
+        attributes = op.attributes
+        assert isinstance(attributes, Operation)
+        inline = len(op.results) == 1 and uses[op.result] == 1 and (last or op.result.name is None)
+        seen = (*op.operands, *captures(op))
+        if inline:
+            variables = tuple(v for value in seen for v in self.waiting.get(value, ()))
+            self.left.update(variables)  # taking them here must not free them: they are used where the text ends up
+        operands = tuple(self.take(v) for v in op.operands)
+        if isinstance(attributes, Block | Experts):
+            value = self.invoke(op, operands)
+        else:
+            value = attributes.emit(self.call(op, operands))
+        if inline:
+            self.texts[op.result] = value
+            self.waiting[op.result] = variables
+        else:
+            self.assign(self.targets(op), value, op.span)
+
+    def targets(self, op: Op) -> str:
+        attributes = op.attributes
+        assert isinstance(attributes, Operation)
+        defaults = attributes.result_names or (default_name(op),) * len(op.results)
+        losses = attributes.losses if isinstance(attributes, Block) else ()
+        if losses:
+            defaults = (*defaults[: len(op.results) - len(losses)], *losses)
+        spelled = []
+        for value, default in zip(op.results, defaults, strict=True):
+            used = self.left[value] > 0
+            spelled.append(self.bind(value, suffixed(value.name or default, value.type)) if used else "_")
+            if not used:
+                self.texts[value] = Text("_")
+                self.waiting[value] = ()
+        return ", ".join(spelled)
+
+    def call(self, op: Op, operands: tuple[Text, ...]) -> Call:
+        return Call(op, operands, self.names, self.modules, self.serving)
+
+    # --- what subclasses of code do differently: training and serving
+
+    def keep(self, op: Op) -> None:
+        """Without a cache nothing is kept: the results are the operands."""
+        for value, result in zip(op.operands, op.results, strict=True):
+            self.texts[result] = self.texts[value]
+            self.waiting[result] = self.waiting[value]
+            self.left[value] += self.left[result] - 1
+
+    def invoke(self, op: Op, operands: tuple[Text, ...]) -> Text:
+        """The call of a block's module: its arguments, then what it sees from outside."""
+        attributes = op.attributes
+        assert isinstance(attributes, Block | Experts)
+        return call(f"self.{attributes.path.rsplit('.', 1)[-1]}", (*map(str, operands), *self.captured(op)))
+
+    def captured(self, op: Op) -> tuple[str, ...]:
+        """What an operation's bodies see from outside, as arguments; a module of several weights is passed once."""
+        return tuple(dict.fromkeys(str(self.take(value)) for value in captures(op)))
+
+    def repeat(self, op: Op) -> None:
+        """A loop over the modules of a repeat; what is carried keeps its variable, losses add up."""
+        attributes = op.attributes
+        assert isinstance(attributes, Repeat)
+        carried = self.enter_loop(op)
+        name = attributes.path.rsplit(".", 1)[-1]
+        item = singular(name)
+        captured = self.captured(op)
+        self.write(self.loop_head(item, name), op.span)
+        made = tuple(f"{loss}_of_{item}" for loss in attributes.losses)
+        value = self.loop_call(item, (*carried, *captured), op)
+        outer, self.indent = self.indent, f"{self.indent}    "
+        self.assign(", ".join((*carried, *made)), value, op.span)
+        for loss, one in zip(attributes.losses, made, strict=True):
+            self.write(f"{loss} = {loss} + {one}", op.span)
+        self.indent = outer
+
+    def enter_loop(self, op: Op) -> tuple[str, ...]:
+        """Gives the carried values their variables, and losses their zeros."""
+        attributes = op.attributes
+        assert isinstance(attributes, Repeat)
+        carried = []
+        for operand, result in zip(op.operands, op.results, strict=False):
+            text = str(self.take(operand))
+            name = suffixed(result.name or "x", result.type)
+            self.left[result] += 0
+            chosen = self.bind(result, name)
+            if text != chosen:
+                self.write(f"{chosen} = {text}", op.span)
+            carried.append(chosen)
+        for value, loss in zip(op.results[attributes.carried :], attributes.losses, strict=True):
+            self.bind(value, loss)
+            self.write(f"{loss} = 0.0", op.span)
+        return tuple(carried)
+
+    def loop_head(self, item: str, name: str) -> str:
+        return f"for {item} in self.{name}:"
+
+    def loop_call(self, item: str, arguments: tuple[str, ...], op: Op) -> Text:
+        return call(item, arguments)
+
+
+def default_name(op: Op) -> str:
+    """What a result is called that the spec does not name: after its module or operation."""
+    path = getattr(op.attributes, "path", None)
+    if path:
+        return str(path).rsplit(".", 1)[-1]
+    return op.kind
+
+
+def use_counts(region: Region) -> Counter[Value]:
+    """How often each value is used by this region's operations and results; once for each body that sees it."""
+    counts: Counter[Value] = Counter(region.results)
+    for op in region.ops:
+        counts.update(op.operands)
+        counts.update(captures(op))
+    return counts
+
+
+def captures(op: Op) -> tuple[Value, ...]:
+    """The values that an operation's bodies see from outside, in order of first use."""
+    found: dict[Value, None] = {}
+    for region in op.regions:
+        for value in free_values(region):
+            found[value] = None
+    return tuple(found)
+
+
+def free_values(region: Region) -> tuple[Value, ...]:
+    """Values used in a region, or in those within it, that it does not define."""
+    inside = set(region.arguments)
+    found: dict[Value, None] = {}
+    for op in region.ops:
+        for value in (*op.operands, *captures(op)):
+            if value not in inside:
+                found[value] = None
+        inside |= set(op.results)
+    for value in region.results:
+        if value not in inside:
+            found[value] = None
+    return tuple(found)

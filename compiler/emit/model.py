@@ -1,0 +1,154 @@
+"""model.py: the modules of a model, read as a person would have written them in one file."""
+
+from __future__ import annotations
+
+from ..ir import DimInfo, DType, Graph
+from ..parameters import total_parameters
+from .classes import Classes, capture_parameters, docstring, module_lines, own_modules, return_lines
+from .function import Function, Line, suffixed
+from .names import Names
+from .text import WIDTH, Text, fit, number
+
+
+def emit_model(graph: Graph) -> list[Line]:
+    """The lines of model.py below its header."""
+    names = Names(graph)
+    classes = Classes(names)
+    top = _model(graph, classes)
+    names.use("dskc.runtime.modules", "SpecModule")
+    body = classes.lines()
+    output = _output(graph)
+    if output:
+        names.use("typing", "NamedTuple")
+    names.use("torch", "Tensor")
+    names.use("torch", "nn")
+    lines = [Line(text) for text in module_docstring(graph)]
+    lines += [Line(""), Line("from __future__ import annotations"), Line("")]
+    lines += [Line(text) for text in _imports(names)]
+    constants = names.constants()
+    if constants:
+        lines += [Line(""), *(Line(text) for text in constants)]
+    return [*lines, Line(""), Line(""), *body, *output, *top]
+
+
+def _imports(names: Names) -> list[str]:
+    """Standard library, torch, then dskc, each group apart; `import torch` before `from torch`."""
+    typing = {k: v for k, v in names.imports.items() if k == "typing"}
+    ours = {k: v for k, v in names.imports.items() if k not in ("typing", "torch")}
+    groups = []
+    if typing:
+        groups.append(Names(names.graph, typing).import_lines())
+    groups.append(["import torch", *Names(names.graph, {"torch": names.imports["torch"]}).import_lines()])
+    outside = {k: v for k, v in ours.items() if not k.startswith("dskc")}
+    if outside:
+        groups[-1] += Names(names.graph, outside).import_lines()
+    groups.append(Names(names.graph, {k: v for k, v in ours.items() if k.startswith("dskc")}).import_lines())
+    lines: list[str] = []
+    for group in groups:
+        lines += ([""] if lines else []) + group
+    return lines
+
+
+def module_docstring(graph: Graph) -> list[str]:
+    """What the model is, how large, and what its axes are called."""
+    doc = (graph.doc or graph.name).split("\n")
+    count = f"{total_parameters(graph):,} parameters."
+    first = doc[0] if len(doc) > 1 or len(doc[0]) + len(count) + 5 > WIDTH else f"{doc[0]}  {count}"
+    lines = [f'"""{first}', *doc[1:]]
+    if first == doc[0]:
+        lines.append(count)
+    return [*lines, "", *axes_legend(graph), '"""']
+
+
+def axes_legend(graph: Graph) -> list[str]:
+    """`Axes: B batch · S sequence · D hidden 4096`, broken where the line is full."""
+    words = {"B": "batch", "S": "sequence"}
+    parts = [f"{name} {words.get(name, 'data')}" for name in _data_dims(graph)]
+    parts += [_legend(dim) for dim in graph.dims if dim.value is not None]
+    lines, line = [], "Axes:"
+    for i, part in enumerate(parts):
+        piece = f" {part}" if i == 0 else f" · {part}"
+        if len(line) + len(piece) > WIDTH:
+            lines.append(line)
+            line = f"      {part}"
+        else:
+            line += piece
+    return [*lines, line]
+
+
+def _legend(dim: DimInfo) -> str:
+    meaning = f" {dim.doc}" if dim.doc else ""
+    return f"{dim.name}{meaning} {number(dim.value or 0)}"
+
+
+def _data_dims(graph: Graph) -> list[str]:
+    found: dict[str, None] = {}
+    for value in graph.body.arguments:
+        for axis in value.type.axes:
+            found.update((s, None) for s in sorted(axis.size.symbols()) if s not in graph.sizes)
+    return list(found)
+
+
+def output_fields(graph: Graph) -> tuple[str, ...]:
+    """The names of what forward gives, when it is more than one thing."""
+    names = (*graph.results, *graph.losses)
+    return names if len(names) > 1 else ()
+
+
+def _output(graph: Graph) -> list[Line]:
+    fields = output_fields(graph)
+    if not fields:
+        return []
+    lines = ["class Output(NamedTuple):", f'    """What `{graph.name}` gives."""', ""]
+    for name, value in zip(fields, graph.body.results, strict=True):
+        axes = ", ".join(str(axis.size) for axis in value.type.axes)
+        note = f"[{axes}]" if name in graph.results else "a loss, summed over layers"
+        lines.append(f"    {name}: Tensor  # {note}")
+    return [Line(text, graph.span) for text in [*lines, "", ""]]
+
+
+def signature(graph: Graph) -> str:
+    """`deepseek_7b(tokens: ids[B, S]) -> logits: [B, S, V]`."""
+    given = [n for n in graph.inputs if n != "documents"]
+    values = dict(zip(graph.inputs, graph.body.arguments, strict=True))
+    kinds = {n: "ids" if v.type.dtype is DType.INT64 else "" for n, v in values.items()}
+    shown = (f"{n}: {kinds[n]}{_shape(values[n].type.axes)}" for n in given)
+    results = (f"{n}: {_shape(v.type.axes)}" for n, v in zip(graph.results, graph.body.results, strict=False))
+    return f"{graph.name}({', '.join(shown)}) -> {', '.join(results)}"
+
+
+def _shape(axes: tuple) -> str:
+    return f"[{', '.join(axis.name for axis in axes)}]"
+
+
+def _model(graph: Graph, classes: Classes) -> list[Line]:
+    names, span = classes.names, graph.span
+    lines = ["class Model(SpecModule):", *docstring(_model_doc(graph)), ""]
+    lines += ["    def __init__(self, compute: torch.dtype = torch.float32) -> None:", "        super().__init__()"]
+    lines.append("        self.compute = compute")
+    made = [Line(text, span) for text in lines] + module_lines(classes, graph.body)
+    function = Function(names, own_modules(graph.body), span)
+    parameters = ["self"]
+    for name, value in zip(graph.inputs, graph.body.arguments, strict=True):
+        text = function.bind(value, suffixed(name, value.type))
+        parameters.append(f"{text}: Tensor | None = None" if name == "documents" else f"{text}: Tensor")
+    parameters += capture_parameters(function, ())
+    function.region(graph.body)
+    results = [function.take(value) for value in graph.body.results]
+    fields = output_fields(graph)
+    returned = "Output" if fields else "Tensor"
+    head = fit("    ", "def forward", tuple(parameters), f" -> {returned}:")
+    last = graph.body.ops[-1].span
+    if fields:
+        results = [Text(f"Output({', '.join(map(str, results))})", parts=("Output", tuple(map(str, results))))]
+    return [*made, Line(""), *(Line(text, span) for text in head), *function.lines, *return_lines(results, last)]
+
+
+def _model_doc(graph: Graph) -> str:
+    doc = signature(graph)
+    notes = [
+        "`compute` is the dtype that activations run in, whatever dtype the parameters have.",
+    ]
+    if "documents" in graph.inputs:
+        notes.append("`documents_BS` tells the documents of a packed sequence apart; None: there is one.")
+    return "\n".join([doc, "", *notes])

@@ -1,0 +1,95 @@
+"""Where an expression stands: its names and dims, the region it adds to, and how to report what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
+from dskc.dsl.dims import Dim
+from dskc.dsl.source import Span
+
+from .builder import Builder
+from .ir import Axis
+from .program import Override, Scope
+from .values import Expressed
+
+
+@dataclass(slots=True)
+class Shared:
+    """What one expansion has in common, however deep: its problems, what dims are worth, overrides and their use."""
+
+    problems: Diagnostics
+    sizes: dict[str, int]
+    overrides: list[Override] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)  # indices of overrides that met something
+    seen_paths: dict[str, list[str]] = field(default_factory=dict)  # calls and repeats by path, with what they take
+    dim_spans: dict[str, Span] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Frame:
+    """The body of one model or block while it is read."""
+
+    shared: Shared
+    scope: Scope
+    builder: Builder
+    names: dict[str, Expressed] = field(default_factory=dict)
+    dims: dict[str, Axis | None] = field(default_factory=dict)  # None: an optional one that was not given
+    bound_at: dict[str, Span] = field(default_factory=dict)  # where a dim met its size
+    rest: tuple[Axis, ...] | None = None  # what `..` stands for
+    once: frozenset[str] = frozenset()  # names that the body binds only once
+    caller: Frame | None = None
+    call: Span | None = None  # the call that this is the body of
+    block: str | None = None
+    stack: tuple[str, ...] = ()  # the blocks being expanded, outermost first
+
+    def inside(self, builder: Builder) -> Frame:
+        """The same body, adding to another region; what it binds stays its own."""
+        return Frame(
+            self.shared, self.scope, builder, dict(self.names), dict(self.dims), self.bound_at, self.rest,
+            self.once, self.caller, self.call, self.block, self.stack,
+        )  # fmt: skip
+
+    def report(
+        self,
+        code: str,
+        title: str,
+        span: Span,
+        label: str = "",
+        marks: tuple[Mark, ...] = (),
+        notes: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        """Reports a problem. One inside the library is shown at the call that led there, and says where it arose."""
+        frame: Frame | None = self
+        inner = span
+        while frame is not None and frame.scope.library and frame.call is not None:
+            span, frame = frame.call, frame.caller
+        if span is not inner:
+            where = f"{inner.source.path}:{inner.line}"
+            notes = (*notes, ("note", f"in `{self.block}`, {where}: {_one_line(inner)}"))
+            kept = tuple(m for m in marks if m.span.source is span.source)
+            extra = f"{label}" if label else ""
+            if frame is not None:
+                span = _callee_part(span)
+            self.shared.problems.add(Diagnostic(code, title, span, extra, kept, notes))
+            return
+        self.shared.problems.add(Diagnostic(code, title, span, label, marks, notes))
+
+    def size_value(self, size: Dim) -> int | None:
+        """What a size is worth, where every dim in it has a value and it comes out whole."""
+        try:
+            value = size.evaluate(self.shared.sizes)
+        except (KeyError, ZeroDivisionError, ValueError):
+            return None
+        return int(value) if value.denominator == 1 else None
+
+
+def _one_line(span: Span) -> str:
+    text = " ".join(span.text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _callee_part(span: Span) -> Span:
+    """A call's first line: its name and what fits with it."""
+    first = span.text.split("\n")[0].rstrip()
+    return Span(span.source, span.start, span.start + len(first))

@@ -1,0 +1,1 @@
+"""The operations, and the primitives by which specs call them."""

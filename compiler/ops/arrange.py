@@ -1,0 +1,136 @@
+"""Splitting, joining, shifting and picking: what moves numbers without changing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dskc.dsl.dims import Dim
+
+from ..ir import Axis, DType, Op, TensorType, Value
+from ..primitive import Primitive, Site
+from ..signature import Kind, Parameter, Signature
+from .base import Operation, Saved, ShapeError, floating
+
+if TYPE_CHECKING:
+    from ..emit.expression import Call, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Operation):
+    """The last axis, cut into these."""
+
+    into: tuple[Axis, ...]
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        total = Dim.of(0)
+        for axis in self.into:
+            total = total + axis.size
+        if total != x.axes[-1].size:
+            raise ShapeError(f"the parts make `{total}`, and the axis is `{x.axes[-1].size}`", "into")
+        return tuple(x.with_axes((*x.axes[:-1], axis)) for axis in self.into)
+
+    def emit(self, call: Call) -> Text:
+        sizes = ", ".join(call.size(axis.size) for axis in self.into)
+        return call.reference("split")(call.operand(0), call.text(f"({sizes})"))
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(Operation):
+    """Tensors joined along the last axis."""
+
+    def infer(self, *parts: TensorType) -> tuple[TensorType, ...]:
+        first = parts[0]
+        for part in parts[1:]:
+            if tuple(a.size for a in part.axes[:-1]) != tuple(a.size for a in first.axes[:-1]):
+                raise ShapeError(f"only the last axis may differ between {first} and {part}")
+        size = Dim.of(0)
+        for part in parts:
+            size = size + part.axes[-1].size
+        names = "".join(dict.fromkeys(part.axes[-1].name for part in parts))
+        return (TensorType((*first.axes[:-1], Axis(names, size)), floating(*parts)),)
+
+    def emit(self, call: Call) -> Text:
+        return call.reference("concat")(*call.operands)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift(Operation):
+    """Moved `by` places towards the start along the second axis: what follows, at each place."""
+
+    by: int
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        if len(x.axes) < 2:
+            raise ShapeError(f"`shift` moves along the second axis, and gets {x}", "x")
+        return (x,)
+
+    def emit(self, call: Call) -> Text:
+        return call.reference("shift")(call.operand(0), call.text(str(self.by)))
+
+
+@dataclass(frozen=True, slots=True)
+class Gather(Operation):
+    """Operands: x [.., X], index [.., K]: the entries of x at those indices, [.., K]."""
+
+    def infer(self, x: TensorType, index: TensorType) -> tuple[TensorType, ...]:
+        if index.dtype is not DType.INT64:
+            raise ShapeError(f"`gather` needs integer indices, and gets {index}", "index")
+        if tuple(a.size for a in x.axes[:-1]) != tuple(a.size for a in index.axes[:-1]):
+            raise ShapeError(f"only the last axis may differ between {x} and {index}", "index")
+        return (index.with_dtype(x.dtype),)
+
+    def saved(self, op: Op) -> Saved:
+        return Saved((op.operands[1],))
+
+    def emit(self, call: Call) -> Text:
+        return call.reference("gather")(*call.operands)
+
+
+def concatenated(site: Site, name: str) -> Value:
+    """A tensor argument; a list of tensors is joined along the last axis first."""
+    value = site[name]
+    if isinstance(value, tuple):
+        return site.builder.one(Concat(), value, site.span)
+    return site.tensor(name)
+
+
+def _concat(site: Site) -> Value:
+    parts = site["parts"]
+    assert isinstance(parts, tuple)
+    return site.add(Concat(), *parts)
+
+
+def _split(site: Site) -> tuple[Value, ...]:
+    into = site["into"]
+    assert isinstance(into, tuple)
+    axes = tuple(size.axis for size in into)
+    return site.builder.add(Split(axes), (site.tensor("x"),), site.span)
+
+
+PRIMITIVES = (
+    Primitive(
+        Signature("split", (Parameter("x", Kind.TENSOR), Parameter("into", Kind.SIZES)), "Cuts the last axis."),
+        _split,
+    ),
+    Primitive(
+        Signature("concat", (Parameter("parts", Kind.TENSORS),), "Joins tensors along the last axis."),
+        _concat,
+    ),
+    Primitive(
+        Signature(
+            "shift",
+            (Parameter("x", Kind.TENSOR), Parameter("by", Kind.INT)),
+            "What stands `by` places further along the second axis; zero past the end.",
+        ),
+        lambda site: site.add(Shift(int(site["by"])), site.tensor("x")),
+    ),
+    Primitive(
+        Signature(
+            "gather",
+            (Parameter("x", Kind.TENSOR), Parameter("index", Kind.TENSOR)),
+            "The entries of the last axis at the given indices.",
+        ),
+        lambda site: site.add(Gather(), site.tensor("x"), site.tensor("index")),
+    ),
+)

@@ -1,0 +1,93 @@
+"""What every operation declares: its shape rule, its costs, and how generated code calls it.
+
+An operation is one frozen dataclass, its attributes, with these methods; a primitive is how specs call it. Adding an
+operation is a file here (listed in `ops/__init__.py`), its function of the same name in `runtime/reference/`, and a test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dskc.dsl.dims import Dim
+
+from ..ir import Attributes, DType, Op, TensorType, Value
+
+if TYPE_CHECKING:
+    from ..emit.expression import Call, Text
+
+ZERO = Dim.of(0)
+
+
+class ShapeError(Exception):
+    """Operands that do not fit. `argument` names the parameter at fault where there is one; `note` draws the values."""
+
+    def __init__(self, message: str, argument: str | None = None, note: str | None = None, code: str = "DSK0201"):
+        super().__init__(message)
+        self.argument = argument
+        self.note = note
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What backward holds on to: values that exist anyway, and elements that only the operation knows of.
+
+    An extra's kind is a dtype, or `wide` (an fp32 copy, needed when the compute dtype is narrower), or `cast` (a copy of
+    a weight in the compute dtype, needed when it is stored in another).
+    """
+
+    values: tuple[Value, ...] = ()
+    extra: tuple[tuple[Dim, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Attributes):
+    """Base of all operations."""
+
+    pure: ClassVar[bool] = True  # equal operands give equal results: may be shared and hoisted
+    invariant: ClassVar[bool] = False  # depends on no activation: `canonicalize` moves it out of repeats and blocks
+    result_names: ClassVar[tuple[str, ...]] = ()  # what results are called where the spec does not name them
+    reference: ClassVar[str | None] = None  # its function in runtime/reference, where the name differs from `kind`
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        """Result types, or ShapeError."""
+        raise NotImplementedError(type(self).__name__)
+
+    def verify(self, op: Op) -> None:
+        """An assertion on what must hold between passes."""
+        inferred = self.infer(*(value.type for value in op.operands))
+        assert len(inferred) == len(op.results), f"{self.kind}: {len(op.results)} results, {len(inferred)} inferred"
+        for value, expected in zip(op.results, inferred, strict=True):
+            found = tuple(axis.size for axis in value.type.axes)
+            assert found == tuple(axis.size for axis in expected.axes), f"{self.kind}: {value.type}, not {expected}"
+
+    def flops(self, op: Op) -> Dim:
+        """Floating-point operations of matrix products in one forward run: 2 * m * n * k, as torch counts them."""
+        return ZERO
+
+    def saved(self, op: Op) -> Saved:
+        """What the reference holds for backward."""
+        return Saved()
+
+    def emit(self, call: Call) -> Text:
+        """The Python expression that computes the results from the operands' texts."""
+        raise NotImplementedError(type(self).__name__)
+
+    def describe(self) -> str:
+        """Attributes as `dskc ir` prints them, without those at their defaults."""
+        shown = []
+        for name, info in self.__dataclass_fields__.items():
+            value = getattr(self, name)
+            if value != info.default and value is not None:
+                shown.append(f"{name}={value}")
+        return ", ".join(shown)
+
+
+def floating(*types: TensorType) -> DType:
+    """The dtype that floating operands meet in: the wider wins, fp32 over the compute dtype."""
+    dtypes = {t.dtype for t in types}
+    for dtype in (DType.FP32, DType.PARAMS, DType.COMPUTE, DType.BF16, DType.FP16):
+        if dtype in dtypes:
+            return dtype
+    return DType.COMPUTE

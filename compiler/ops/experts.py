@@ -1,0 +1,83 @@
+"""Experts: copies of one block, each token through the few that its router chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..builder import Builder
+from ..ir import Axis, DType, Op, TensorType, Value
+from ..primitive import Primitive, Site
+from ..signature import Kind, Parameter, Signature
+from ..values import BlockValue, Size
+from .base import Operation, Saved, ShapeError
+
+if TYPE_CHECKING:
+    from ..emit.expression import Call, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Experts(Operation):
+    """Operands: x [B, S, D], chosen and weight [B, S, K]. Its region maps rows [R, D], sorted by expert, and offsets [X]."""
+
+    path: str
+    count: Axis
+    block: str
+    doc: str | None = None
+
+    def infer(self, x: TensorType, chosen: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+        return (x,)
+
+    def verify(self, op: Op) -> None:
+        (region,) = op.regions
+        assert region.results[0].type.axes[-1].size == op.result.type.axes[-1].size, "experts change the width"
+
+    def saved(self, op: Op) -> Saved:
+        rows = op.regions[0].arguments[0].type
+        return Saved((op.operands[1], op.operands[2], op.regions[0].results[0]), ((rows.axes[0].size * 2, "int64"),))
+
+    def emit(self, call: Call) -> Text:
+        return call.apply(call.submodule(self.path), *call.operands)
+
+    def describe(self) -> str:
+        return f"{self.path}: {self.count.size} x {self.block}"
+
+
+def _experts(site: Site) -> Value:
+    x, chosen, weight = (site.tensor(name) for name in ("x", "chosen", "weight"))
+    block, count = site["block"], site["count"]
+    if not isinstance(block, BlockValue) or not isinstance(count, Size):
+        raise ShapeError("`experts` needs a block still to be applied, such as `swiglu(inner: F)`", "block")
+    if chosen.type.dtype is not DType.INT64:
+        raise ShapeError(f"choices are integers, not {chosen.type}", "chosen")
+    inner = Builder(site.path, site.builder)
+    size = x.type.elements / x.type.axes[-1].size * chosen.type.axes[-1].size
+    rows = Value(TensorType((Axis("R", size), x.type.axes[-1]), x.type.dtype), "x")
+    inner.stack = count.axis
+    inner.offsets = Value(TensorType((count.axis,), DType.INT64), "offsets")
+    assert site.expand is not None
+    (y,) = site.expand(block, (rows,), inner, site.path)
+    attributes = Experts(site.path, count.axis, block.name, block.doc)
+    result = Value(x.type, site.name)
+    region = inner.region((rows, inner.offsets), (y,))
+    site.builder.ops.append(Op(attributes, (x, chosen, weight), (result,), site.span, (region,)))
+    return result
+
+
+PRIMITIVES = (
+    Primitive(
+        Signature(
+            "experts",
+            (
+                Parameter("x", Kind.TENSOR),
+                Parameter("chosen", Kind.TENSOR, doc="which experts, [B, S, K]"),
+                Parameter("weight", Kind.TENSOR, doc="how much of each, [B, S, K]"),
+                Parameter("block", Kind.BLOCK, doc="what each expert is"),
+                Parameter("count", Kind.SIZE, doc="how many there are"),
+            ),
+            "Each token through its chosen copies of a block, summed by weight (arXiv:1701.06538).",
+        ),
+        _experts,
+        weighted=True,
+    ),
+)

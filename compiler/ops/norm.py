@@ -1,0 +1,100 @@
+"""Normalisation over the last axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..ir import Op, TensorType, Value
+from ..primitive import Primitive, Site
+from ..signature import Kind, Parameter, Signature
+from .base import Operation, Saved
+from .weights import Weight
+
+if TYPE_CHECKING:
+    from ..emit.expression import Call, Text
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm(Operation):
+    """Operands: x [.., D], weight [D]. Source: arXiv:1910.07467."""
+
+    eps: float
+    offset: float = 0.0
+
+    def infer(self, x: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+        return (x,)
+
+    def saved(self, op: Op) -> Saved:
+        elements = op.result.type.elements
+        return Saved((op.operands[0],), ((elements, "wide"), (elements, "fp32")))
+
+    def emit(self, call: Call) -> Text:
+        return call.apply(call.module(1), call.operand(0))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm(Operation):
+    """Operands: x [.., D], weight [D], and bias [D] where there is one. Source: arXiv:1607.06450."""
+
+    eps: float
+
+    def infer(self, x: TensorType, weight: TensorType, *bias: TensorType) -> tuple[TensorType, ...]:
+        return (x,)
+
+    def saved(self, op: Op) -> Saved:
+        elements = op.result.type.elements
+        return Saved(extra=((elements, "fp32"), (elements, "fp32")))
+
+    def emit(self, call: Call) -> Text:
+        return call.apply(call.module(1), call.operand(0))
+
+
+def _rms_norm(site: Site) -> Value:
+    x = site.tensor("x")
+    eps, offset = float(site["eps"]), float(site["offset"])
+    options = {"eps": eps, "offset": offset} if offset else {"eps": eps}
+    weight = Weight("weight", ((x.type.axes[-1],),), "ones" if not offset else "zeros")
+    return site.add(RmsNorm(eps, offset), x, *site.weights("RMSNorm", weight, **options))
+
+
+def _layer_norm(site: Site) -> Value:
+    x = site.tensor("x")
+    eps, bias = float(site["eps"]), bool(site["bias"])
+    weights = [Weight("weight", ((x.type.axes[-1],),), "ones")]
+    if bias:
+        weights.append(Weight("bias", ((x.type.axes[-1],),), "zeros"))
+    options = {"eps": eps} if bias else {"eps": eps, "bias": False}
+    return site.add(LayerNorm(eps), x, *site.weights("LayerNorm", *weights, **options))
+
+
+PRIMITIVES = (
+    Primitive(
+        Signature(
+            "rms_norm",
+            (
+                Parameter("x", Kind.TENSOR),
+                Parameter("eps", Kind.FLOAT, 1e-6, doc="added to the mean square"),
+                Parameter("offset", Kind.FLOAT, 0.0, doc="added to the weight: 1 in Gemma"),
+            ),
+            "x / sqrt(mean(x²) + eps) * weight (arXiv:1910.07467).",
+        ),
+        _rms_norm,
+        weighted=True,
+        short="norm",
+    ),
+    Primitive(
+        Signature(
+            "layer_norm",
+            (
+                Parameter("x", Kind.TENSOR),
+                Parameter("eps", Kind.FLOAT, 1e-5, doc="added to the variance"),
+                Parameter("bias", Kind.BOOL, True, doc="adds a learned bias"),
+            ),
+            "(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (arXiv:1607.06450).",
+        ),
+        _layer_norm,
+        weighted=True,
+        short="norm",
+    ),
+)

@@ -1,0 +1,64 @@
+"""Weights: what a model learns, declared once each under the path that its state dict knows it by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dskc.dsl.dims import Dim
+
+from ..ir import Axis, DType, TensorType, product
+from .base import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor. Each of its axes may be made of several dims, outer first: `[[H, E], [D]]` is stored as [H * E, D]."""
+
+    name: str
+    groups: tuple[tuple[Axis, ...], ...]
+    init: str = "normal"
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(tuple(flat(group) for group in self.groups), DType.PARAMS)
+
+    @property
+    def elements(self) -> Dim:
+        return self.type.elements
+
+
+def flat(axes: tuple[Axis, ...]) -> Axis:
+    """Several axes as one, the first the outermost."""
+    if len(axes) == 1:
+        return axes[0]
+    return Axis("".join(axis.name for axis in axes), product(axis.size for axis in axes))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights(Operation):
+    """One module's weights. `path` has a `*` for every repeat around it; `module` is its class in `runtime/modules.py`."""
+
+    path: str
+    module: str
+    weights: tuple[Weight, ...]
+    options: tuple[tuple[str, object], ...] = ()
+    pure: ClassVar[bool] = False
+
+    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
+        return tuple(weight.type for weight in self.weights)
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit(".", 1)[-1]
+
+    @property
+    def elements(self) -> Dim:
+        total = Dim.of(0)
+        for weight in self.weights:
+            total = total + weight.elements
+        return total
+
+    def describe(self) -> str:
+        shapes = (f"{w.name}[{', '.join(str(flat(g).size) for g in w.groups)}]" for w in self.weights)
+        return f"{self.path}: {self.module} {', '.join(shapes)}"

@@ -1,0 +1,470 @@
+"""expand: blocks become operations, and every weight gets its path.
+
+Statements run in order over a frame; repeats whose body does not depend on the index are read once, others once for each
+index and then grouped by what they turned out to be.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+
+from dskc.dsl import syntax as s
+from dskc.dsl.diagnostics import Diagnostics, Mark
+from dskc.dsl.dims import Dim
+from dskc.dsl.source import Span
+from dskc.dsl.suggest import did_you_mean
+
+from ..builder import Builder, NameTaken
+from ..calls import Calls
+from ..dims import model_dims
+from ..equality import region_key
+from ..evaluate import describe
+from ..frame import Frame, Shared
+from ..ir import Axis, Graph, Op, Region, Value
+from ..ops.base import ShapeError
+from ..ops.elementwise import Elementwise
+from ..ops.structure import Block, Constant, Keep, Repeat
+from ..program import ModelSource
+from ..requirements import Requirement
+from ..types import check_type, declared_type
+from ..values import POISON, Expressed, Poison
+
+MAX_REPEAT = 10_000
+
+
+def expand(model: ModelSource, problems: Diagnostics) -> tuple[Graph, list[Requirement]] | None:
+    """The graph of a model and what it requires of itself; None when problems stand in the way."""
+    return _Expander(model, problems).model()
+
+
+class _Expander:
+    def __init__(self, model: ModelSource, problems: Diagnostics) -> None:
+        self.source = model
+        self.problems = problems
+        self.calls = Calls(self.body)
+        self.evaluator = self.calls.evaluator
+        self.requirements: list[Requirement] = []
+        self.failed = False
+
+    # --- the model
+
+    def model(self) -> tuple[Graph, list[Requirement]] | None:
+        syntax = self.source.base
+        builder = Builder("")
+        shared = Shared(self.problems, {}, self.source.overrides)
+        frame = Frame(shared, self.source.scope, builder, block=self.source.name.text)
+        infos = model_dims(self.source, frame, self.evaluator)
+        self._inputs(syntax, frame)
+        frame.once = _bound_once(syntax.body)
+        returned = self.body(syntax.body, frame)
+        if returned:
+            frame.report("DSK0143", "a model has no `return`: its results are the names after `->`", syntax.name.span)
+        self._overridden_requires(frame)
+        self._unused_overrides(shared)
+        results = self._results(syntax, frame)
+        if results is None or self.failed or self.problems.has_errors:
+            return None
+        losses = tuple(sorted(builder.losses))
+        arguments = tuple(builder.inputs.values())
+        region = builder.region(arguments, (*results, *(builder.losses[name] for name in losses)))
+        names = tuple(result.name.text for result in syntax.results)
+        graph = Graph(
+            self.source.name.text, self.source.doc, self.source.name.span, infos, region,
+            tuple(builder.inputs), names, losses,
+        )  # fmt: skip
+        return graph, self.requirements
+
+    def _inputs(self, syntax: s.Model, frame: Frame) -> None:
+        for param in syntax.params:
+            if not isinstance(param.kind, s.Type):
+                frame.report("DSK0144", "what goes into a model is a tensor", param.span, "write `name: ids[B, S]`")
+                continue
+            if param.kind.optional:
+                title = "optional inputs are not compiled yet"
+                frame.report("DSK0190", title, param.kind.span, "take the `?` away")
+            for node in param.kind.axes:
+                if isinstance(node, s.Name) and node.text not in frame.dims:
+                    frame.dims[node.text] = Axis(node.text, Dim.of(node.text))
+                    frame.bound_at[node.text] = node.span
+            kind = declared_type(param.kind, frame, self.evaluator)
+            if kind is not None:
+                value = Value(kind, param.name.text)
+                frame.builder.inputs[param.name.text] = value
+                frame.names[param.name.text] = value
+
+    def _results(self, syntax: s.Model, frame: Frame) -> tuple[Value, ...] | None:
+        found: list[Value] = []
+        for result in syntax.results:
+            name = result.name.text
+            value = frame.names.get(name)
+            if value is None:
+                near = did_you_mean(name, [n for n, v in frame.names.items() if isinstance(v, Value)])
+                label = f"did you mean `{near}`?" if near else "nothing of this name is bound in the body"
+                frame.report("DSK0145", f"the result `{name}` is never computed", result.name.span, label)
+            elif isinstance(value, Value):
+                if check_type(result.type, value, frame, self.evaluator):
+                    found.append(value)
+            elif not isinstance(value, Poison):
+                frame.report("DSK0145", f"the result `{name}` is {describe(value)}", result.name.span)
+        return tuple(found) if len(found) == len(syntax.results) else None
+
+    def _overridden_requires(self, frame: Frame) -> None:
+        if self.source.base.name.text != self.source.name.text:
+            self.requirements.clear()  # requirements are not inherited
+        for statement, _scope in self.source.requires:
+            self.requirements.append(Requirement(statement.condition, frame))
+
+    def _unused_overrides(self, shared: Shared) -> None:
+        for index, override in enumerate(self.source.overrides):
+            if index in shared.used:
+                continue
+            what = {"dim": "dim", "repeat": "repeat", "call": "call"}[override.kind]
+            if override.kind == "call" and override.path in shared.seen_paths:
+                takes = shared.seen_paths[override.path]
+                near = did_you_mean(override.argument or "", takes)
+                label = f"did you mean `{near}`?" if near else f"it takes {', '.join(takes)}"
+                title = f"`{override.path}` takes no `{override.argument}`"
+            else:
+                seen = list(shared.dim_spans if override.kind == "dim" else shared.seen_paths)
+                near = did_you_mean(override.path, seen)
+                label = f"did you mean `{near}`?" if near else ""
+                if not near and seen:
+                    label = f"there are {', '.join(seen[:8])}"
+                title = f"`{self.source.name.text}` has no {what} `{override.path}` to override"
+            if not self.problems.has_errors:
+                self.problems_report("DSK0140", title, override.span, label)
+
+    def problems_report(self, code: str, title: str, span: Span, label: str) -> None:
+        from dskc.dsl.diagnostics import Diagnostic
+
+        self.problems.add(Diagnostic(code, title, span, label))
+
+    # --- statements
+
+    def body(self, body: s.Body, frame: Frame) -> tuple[Expressed, ...] | None:
+        """Runs a body; what it returns, or an empty tuple when it has no `return`, or None when that failed."""
+        if not frame.once:
+            frame.once = _bound_once(body)
+        returned = self._statements(body, frame)
+        return () if returned is None else returned if POISON not in returned else None
+
+    def _statements(self, body: s.Body, frame: Frame) -> tuple[Expressed, ...] | None:
+        for index, statement in enumerate(body.statements):
+            returned = self._statement(statement, frame)
+            if returned is not None:
+                if index + 1 < len(body.statements):
+                    after = body.statements[index + 1]
+                    frame.report("DSK0146", "nothing after `return` is reached", _head(after.span))
+                return returned
+        return None
+
+    def _statement(self, statement: s.Statement, frame: Frame) -> tuple[Expressed, ...] | None:
+        match statement:
+            case s.Assign():
+                self._assign(statement, frame)
+            case s.Residual():
+                self._residual(statement, frame)
+            case s.Repeat():
+                self._repeat(statement, frame)
+            case s.Group():
+                self._group(statement, frame)
+            case s.If():
+                return self._if(statement, frame)
+            case s.Return():
+                return tuple(self.evaluator.evaluate(value, frame) for value in statement.values)
+            case s.Keep():
+                self._keep(statement, frame)
+            case s.Loss():
+                self._loss(statement, frame)
+            case s.Require():
+                self.requirements.append(Requirement(statement.condition, frame))
+            case s.Dims() | s.Weights():
+                if frame.caller is not None:
+                    word = "dims" if isinstance(statement, s.Dims) else "weights"
+                    frame.report("DSK0147", f"`{word}` belongs to a model", _head(statement.span))
+            case s.RepeatOverride() | s.CallOverride():
+                frame.report(
+                    "DSK0148",
+                    "this changes something inherited",
+                    _head(statement.span),
+                    "only in a model that comes `from` another",
+                )
+            case s.Bad():
+                self.failed = True
+                for name in statement.names:
+                    frame.names[name] = POISON
+        return None
+
+    def _assign(self, statement: s.Assign, frame: Frame) -> None:
+        first = statement.targets[0]
+        hint = None
+        if len(statement.targets) == 1 and isinstance(statement.value, s.Call) and first.text in frame.once:
+            hint = first.text
+        value = self.evaluator.evaluate(statement.value, frame, hint)
+        if len(statement.targets) == 1:
+            self._bind(first, value, frame)
+            return
+        if isinstance(value, tuple) and len(value) == len(statement.targets):
+            for target, part in zip(statement.targets, value, strict=True):
+                self._bind(target, part, frame)
+            return
+        if not isinstance(value, Poison):
+            count = len(value) if isinstance(value, tuple) else 1
+            title = f"{len(statement.targets)} names for {count} value{'s' if count > 1 else ''}"
+            frame.report("DSK0149", title, first.span.to(statement.targets[-1].span), f"this is {describe(value)}")
+        for target in statement.targets:
+            frame.names[target.text] = POISON
+
+    def _bind(self, target: s.Name, value: Expressed, frame: Frame) -> None:
+        if target.is_dim:
+            frame.report("DSK0151", f"`{target.text}` would be a dim", target.span, "values start with a small letter")
+        frame.names[target.text] = _named(value, target.text)
+
+    def _residual(self, statement: s.Residual, frame: Frame) -> None:
+        name = statement.target.text
+        before = frame.names.get(name)
+        if name not in frame.names:
+            near = did_you_mean(name, list(frame.names))
+            label = f"did you mean `{near}`?" if near else "nothing of this name has been bound before this line"
+            frame.report("DSK0101", f"no value is called `{name}`", statement.target.span, label)
+        value = self.evaluator.evaluate(statement.value, frame)
+        if not isinstance(before, Value) or not isinstance(value, Value):
+            if isinstance(before, Value) and not isinstance(value, Poison):
+                frame.report("DSK0114", f"`+=` needs a tensor, not {describe(value)}", statement.value.span)
+            frame.names[name] = POISON if name not in frame.names else before
+            return
+        try:
+            total = frame.builder.one(Elementwise("add"), (before, value), statement.span)
+        except ShapeError as error:
+            frame.report(error.code, str(error), statement.span)
+            return
+        frame.names[name] = _named(total, name)
+
+    def _if(self, statement: s.If, frame: Frame) -> tuple[Expressed, ...] | None:
+        condition = self.evaluator.condition(statement.condition, frame)
+        if condition is None:
+            for name in _assigned(statement):
+                frame.names[name] = POISON
+            return None
+        chosen = statement.then if condition else statement.otherwise
+        if isinstance(chosen, s.If):
+            return self._if(chosen, frame)
+        return self._statements(chosen, frame) if chosen else None
+
+    def _keep(self, statement: s.Keep, frame: Frame) -> None:
+        values = [self._tensor(name, frame, "keep") for name in statement.names]
+        if any(value is None for value in values):
+            return
+        names = tuple(name.text for name in statement.names)
+        kept = frame.builder.add(Keep(names), tuple(v for v in values if v), statement.span)
+        for name, value in zip(names, kept, strict=True):
+            frame.names[name] = _named(value, name)
+
+    def _loss(self, statement: s.Loss, frame: Frame) -> None:
+        value = self.evaluator.evaluate(statement.value, frame)
+        if isinstance(value, Poison):
+            return
+        if not isinstance(value, Value) or value.type.axes:
+            shown = describe(value)
+            frame.report("DSK0152", f"a loss is one number, not {shown}", statement.value.span)
+            return
+        frame.builder.add_loss(statement.name.text, _named(value, statement.name.text), statement.span)
+
+    def _tensor(self, name: s.Name, frame: Frame, what: str) -> Value | None:
+        value = frame.names.get(name.text)
+        if isinstance(value, Value):
+            return value
+        if value is None:
+            near = did_you_mean(name.text, list(frame.names))
+            label = f"did you mean `{near}`?" if near else ""
+            frame.report("DSK0101", f"no value is called `{name.text}`", name.span, label)
+        elif not isinstance(value, Poison):
+            frame.report("DSK0126", f"`{what}` needs tensors", name.span, f"this is {describe(value)}")
+        return None
+
+    # --- groups and repeats
+
+    def _group(self, statement: s.Group, frame: Frame) -> None:
+        path = frame.builder.join(statement.name.text)
+        builder = Builder(path, frame.builder)
+        inner = frame.inside(builder)
+        inner.once = _bound_once(statement.body)
+        self._statements(statement.body, inner)
+        self._claim(frame, path, statement.name.span)
+        changed = [n for n, v in inner.names.items() if frame.names.get(n) is not v]
+        tensors = [n for n in changed if isinstance(inner.names[n], Value)]
+        losses = tuple(sorted(builder.losses))
+        values = (*(inner.names[n] for n in tensors), *(builder.losses[n] for n in losses))
+        region = builder.region((), values)
+        made = tuple(Value(v.type, v.name) for v in values)
+        frame.builder.ops.append(
+            Op(Block(path, None, len(tensors), losses), (), made, _head(statement.span), (region,))
+        )
+        for name in changed:
+            frame.names[name] = inner.names[name]
+        for name, value in zip((*tensors,), made[: len(tensors)], strict=True):
+            frame.names[name] = value
+        for name, value in zip(losses, made[len(tensors) :], strict=True):
+            frame.builder.add_loss(name, value, statement.span)
+
+    def _claim(self, frame: Frame, path: str, span: Span) -> None:
+        try:
+            frame.builder.take(path, span)
+        except NameTaken as error:
+            marks = (Mark(error.first, "this has it"),)
+            frame.report("DSK0120", f"two weights would be called `{path}`", span, "", marks)
+
+    def _repeat(self, statement: s.Repeat, frame: Frame) -> None:
+        path = frame.builder.join(statement.name.text)
+        count = self._count(statement, path.replace(".*", ""), frame)
+        carried = [n for n in _assigned(statement.body) if isinstance(frame.names.get(n), Value)]
+        if count is None:
+            for name in carried:
+                frame.names[name] = POISON
+            return
+        self._claim(frame, path, statement.name.span)
+        if count == 0:
+            return
+        self._iterate(statement, path, count, carried, frame)
+
+    def _count(self, statement: s.Repeat, path: str, frame: Frame) -> int | None:
+        node = statement.count
+        frame.shared.seen_paths[path] = []
+        for index, override in enumerate(frame.shared.overrides):
+            if override.kind == "repeat" and override.path == path:
+                node = override.value
+                frame.shared.used.add(index)
+        value = self.evaluator.evaluate(node, frame)
+        if isinstance(value, Poison):
+            return None
+        number = self.evaluator.number(value, frame)
+        if number is None or number.denominator != 1 or not 0 <= number <= MAX_REPEAT:
+            title = f"a repeat's count is a whole number from 0 to {MAX_REPEAT}"
+            frame.report("DSK0153", title, node.span, f"this is {describe(value)}")
+            return None
+        return int(number)
+
+    def _iterate(self, statement: s.Repeat, path: str, count: int, carried: list[str], frame: Frame) -> None:
+        indexed = statement.index is not None and _mentions(statement.body, statement.index.text)
+        regions: list[Region] = []
+        losses: list[dict[str, Value]] = []
+        known: dict[object, int] = {}
+        variants: list[int] = []
+        exported: Frame | None = None
+        for i in range(count if indexed else 1):
+            inner, region, found = self._iteration(statement, path, i, carried, frame)
+            exported = inner
+            if region is None:
+                return
+            key = region_key(region, found)
+            if key not in known:
+                known[key] = len(regions)
+                regions.append(region)
+                losses.append(found)
+            variants.append(known[key])
+        if not indexed:
+            variants *= count
+        names = tuple(sorted({name for found in losses for name in found}))
+        regions = [_with_losses(r, f, names, statement.span) for r, f in zip(regions, losses, strict=True)]
+        before = tuple(frame.names[n] for n in carried)
+        made = tuple(Value(v.type, v.name) for v in regions[0].results)
+        attributes = Repeat(path, tuple(variants), len(carried), names)
+        frame.builder.ops.append(Op(attributes, before, made, _head(statement.span), tuple(regions)))
+        for name, value in zip(carried, made[: len(carried)], strict=True):
+            frame.names[name] = value
+        for name, value in zip(names, made[len(carried) :], strict=True):
+            frame.builder.add_loss(name, value, statement.span)
+        assert exported is not None
+
+    def _iteration(
+        self, statement: s.Repeat, path: str, i: int, carried: list[str], frame: Frame
+    ) -> tuple[Frame, Region | None, dict[str, Value]]:
+        builder = Builder(f"{path}.*", frame.builder)
+        inner = frame.inside(builder)
+        inner.once = _bound_once(statement.body)
+        if statement.index is not None:
+            inner.names[statement.index.text] = Fraction(i)
+        arguments = tuple(Value(frame.names[n].type, n) for n in carried)
+        inner.names.update(zip(carried, arguments, strict=True))
+        self._statements(statement.body, inner)
+        results: list[Value] = []
+        for name, before in zip(carried, arguments, strict=True):
+            after = inner.names[name]
+            if not isinstance(after, Value):
+                frame.names[name] = POISON
+                return inner, None, {}
+            if [a.size for a in after.type.axes] != [a.size for a in before.type.axes]:
+                title = f"`{name}` changes its shape from one of `{statement.name.text}` to the next"
+                frame.report("DSK0206", title, statement.name.span, f"{before.type} becomes {after.type}")
+                return inner, None, {}
+            results.append(after)
+        return inner, builder.region(arguments, tuple(results)), dict(builder.losses)
+
+
+def _with_losses(region: Region, found: dict[str, Value], names: tuple[str, ...], span: Span) -> Region:
+    """The region handing up every loss of the repeat: zero for one that this variant does not have."""
+    ops = list(region.ops)
+    values: list[Value] = []
+    for name in names:
+        if name not in found:
+            zero = Constant(0.0)
+            result = Value(zero.infer()[0], name)
+            ops.append(Op(zero, (), (result,), span))
+            found = {**found, name: result}
+        values.append(found[name])
+    return Region(region.arguments, tuple(ops), (*region.results, *values))
+
+
+def _named(value: Expressed, name: str) -> Expressed:
+    """Gives a fresh tensor the name that the spec gives it. Values are frozen once their graph is built; this builds it."""
+    if isinstance(value, Value) and value.name is None:
+        object.__setattr__(value, "name", name)
+    return value
+
+
+def _head(span: Span) -> Span:
+    return Span(span.source, span.start, span.start + len(span.text.split("\n")[0].rstrip(" {")))
+
+
+def _walk(node: s.Node | None) -> Iterator[s.Node]:
+    if node is None:
+        return
+    yield node
+    for name in node.__dataclass_fields__:
+        child = getattr(node, name)
+        if isinstance(child, s.Node):
+            yield from _walk(child)
+        elif isinstance(child, tuple):
+            for item in child:
+                if isinstance(item, s.Node):
+                    yield from _walk(item)
+
+
+def _assigned(node: s.Node) -> list[str]:
+    """Names that statements in here bind, in order."""
+    names: dict[str, None] = {}
+    for found in _walk(node):
+        if isinstance(found, s.Assign):
+            names.update((target.text, None) for target in found.targets)
+        elif isinstance(found, s.Residual):
+            names[found.target.text] = None
+        elif isinstance(found, s.Bad):
+            names.update((name, None) for name in found.names)
+    return list(names)
+
+
+def _bound_once(body: s.Body) -> frozenset[str]:
+    """Names that a body binds with one statement only: their call's weights may take the name."""
+    count: Counter[str] = Counter()
+    for node in _walk(body):
+        if isinstance(node, s.Assign):
+            count.update(target.text for target in node.targets)
+        elif isinstance(node, s.Residual):
+            count[node.target.text] += 1
+    return frozenset(name for name, times in count.items() if times == 1)
+
+
+def _mentions(node: s.Node, name: str) -> bool:
+    return any(isinstance(found, s.Path) and found.parts[0].text == name for found in _walk(node))

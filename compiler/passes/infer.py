@@ -1,0 +1,61 @@
+"""infer: dims become numbers. Every size must come out whole, and what the model requires of itself must hold."""
+
+from __future__ import annotations
+
+from dskc.dsl.diagnostics import Diagnostic, Diagnostics
+from dskc.dsl.dims import Dim
+from dskc.dsl.numbers import show_number
+from dskc.dsl.source import Span
+
+from ..ir import Graph, Op, walk
+from ..ops.attend import Attend
+from ..ops.position import RopeTable
+from ..ops.routing import TopK
+from ..requirements import Requirement, check_requirements
+
+
+def infer(graph: Graph, requirements: list[Requirement], problems: Diagnostics) -> Graph:
+    """Checks all sizes of `graph` with the model's numbers; the graph itself stays symbolic."""
+    known = graph.sizes
+    reported: set[str] = set()
+    for op, _ in walk(graph.body):
+        for value in op.results:
+            for axis in value.type.axes:
+                _whole(axis.size, known, op.span, problems, reported)
+        _extra(op, known, problems)
+    check_requirements(graph, requirements, problems)
+    return graph
+
+
+def _whole(size: Dim, known: dict[str, int], span: Span, problems: Diagnostics, reported: set[str]) -> None:
+    if not size.symbols() <= known.keys() or str(size) in reported:
+        return
+    value = size.evaluate(known)
+    if value.denominator == 1 and value >= 1:
+        return
+    reported.add(str(size))
+    values = ", ".join(f"{name} = {show_number(known[name])}" for name in sorted(size.symbols()))
+    title = f"`{size}` is {show_number(value)}, and a size is a whole number from 1"
+    problems.add(Diagnostic("DSK0208", title, span, notes=(("note", values),) if values else ()))
+
+
+def _extra(op: Op, known: dict[str, int], problems: Diagnostics) -> None:
+    """Rules between sizes that only numbers can settle."""
+    attributes = op.attributes
+    if isinstance(attributes, Attend):
+        heads, groups = op.operands[0].type.axes[2].size, op.operands[1].type.axes[2].size
+        h, g = heads.evaluate(known), groups.evaluate(known)
+        if h % g:
+            title = f"{show_number(h)} query heads do not divide over {show_number(g)} key and value heads"
+            note = ("help", f"`{heads}` must be a multiple of `{groups}`")
+            problems.add(Diagnostic("DSK0209", title, op.span, notes=(note,)))
+    elif isinstance(attributes, RopeTable):
+        width = attributes.width.size.evaluate(known)
+        if width % 2:
+            title = f"`rope` turns pairs, and {show_number(width)} is odd"
+            problems.add(Diagnostic("DSK0209", title, op.span))
+    elif isinstance(attributes, TopK):
+        among = op.operands[0].type.axes[-1].size
+        if attributes.k > among.evaluate(known):
+            title = f"the best {attributes.k} of {show_number(among.evaluate(known))} cannot be chosen"
+            problems.add(Diagnostic("DSK0209", title, op.span))

@@ -1,0 +1,369 @@
+"""resolve: files, imports, inheritance and `--set`, before anything is worked out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from dskc.dsl import syntax as s
+from dskc.dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Mark
+from dskc.dsl.parser import parse
+from dskc.dsl.source import Source, Span, read_source
+from dskc.dsl.suggest import did_you_mean
+
+from ..program import Definition, ModelSource, Override, Program, Said, Scope, SectionSource
+from ..values import BlockDefinition
+
+LIBRARY = Path(__file__).resolve().parents[2] / "dsl" / "std"
+EDITION = 1
+_DEFINES = re.compile(r"^(?:block|checkpoint|model|train|plan|serve)\s+([a-z_]\w*)", re.MULTILINE)
+
+
+def resolve(source: Source, path: Path, problems: Diagnostics, settings: tuple[str, ...] = ()) -> Program | None:
+    """The program that `source` (read from `path`) spells, with each of `settings` (`dims.D=512`) laid over it."""
+    return _Resolver(problems).program(source, path, settings)
+
+
+class _Resolver:
+    def __init__(self, problems: Diagnostics) -> None:
+        self.problems = problems
+        self.scopes: dict[Path, Scope] = {}
+        self.loading: list[Path] = []
+        self.sources: list[Source] = []
+
+    def program(self, source: Source, path: Path, settings: tuple[str, ...]) -> Program | None:
+        scope, tree = self._load(source, path.resolve(), library=False)
+        program = Program(source, scope, sources=self.sources)
+        for item in tree.items:
+            self._collect(item, scope, program)
+        for text in settings:
+            self._set(text, program)
+        return program
+
+    # --- files
+
+    def _load(self, source: Source, path: Path, library: bool) -> tuple[Scope, s.File]:
+        self.sources.append(source)
+        self.loading.append(path)
+        tree = parse(source, self.problems)
+        scope = Scope(source, library, broken=not tree.complete)
+        self.scopes[path] = scope
+        self._edition(tree)
+        for item in tree.items:
+            if isinstance(item, s.Use):
+                self._use(item, scope, path)
+        for item in tree.items:
+            self._define(item, scope)
+        self.loading.pop()
+        return scope, tree
+
+    def _edition(self, tree: s.File) -> None:
+        first = tree.items[0] if tree.items else None
+        if isinstance(first, s.Edition):
+            if first.number.value != EDITION:
+                title = f"edition {first.number.text} is not one that this compiler knows"
+                self._report("DSK0002", title, first.number.span, f"the newest is {EDITION}")
+        elif tree.complete:
+            at = first.span if first else Span(tree.source, 0, 0)
+            place = Span(tree.source, at.start, min(at.end, at.start + len(at.text.split("\n")[0])))
+            self._report("DSK0002", "a spec opens with its edition", place, f"write `dsk {EDITION}` above this")
+
+    def _define(self, item: s.Item, scope: Scope) -> None:
+        if isinstance(item, s.Edition | s.Use | s.Bad):
+            return
+        name = item.name.text
+        definition: Definition = item
+        if isinstance(item, s.Block | s.ExternBlock):
+            definition = BlockDefinition(item, scope)
+        if name in scope.spans and scope.owners.get(name) is scope:
+            self._report(
+                "DSK0102",
+                f"`{name}` is defined twice",
+                item.name.span,
+                "again here",
+                marks=(Mark(scope.spans[name], "first here"),),
+            )
+            return
+        scope.names[name] = definition
+        scope.owners[name] = scope
+        scope.spans[name] = item.name.span
+
+    def _use(self, use: s.Use, scope: Scope, path: Path) -> None:
+        if isinstance(use.library, s.String):
+            other = self._file(use.library, path)
+            names = list(other.names) if other else []
+        elif use.library.text == "std":
+            index = library_index()
+            names, other = list(index), None
+        else:
+            scope.broken = True
+            label = 'the library is `std`; a file of your own is named in quotes, `use "blocks.dsk" { ... }`'
+            self._report("DSK0103", f"there is no library `{use.library.text}`", use.library.span, label)
+            return
+        for name in use.names:
+            owner = other
+            if isinstance(use.library, s.Name) and name.text in names:
+                owner = self._library_file(index[name.text])
+            if owner is None or name.text not in owner.names:
+                if owner is None or not owner.broken:
+                    if isinstance(use.library, s.String) and other is None:
+                        scope.broken = True
+                        continue
+                    self._not_there(name, names, use)
+                scope.broken = True
+                continue
+            scope.names[name.text] = owner.names[name.text]
+            scope.owners[name.text] = owner.owners.get(name.text, owner)
+            scope.spans[name.text] = name.span
+
+    def _not_there(self, name: s.Name, names: list[str], use: s.Use) -> None:
+        where = "std" if isinstance(use.library, s.Name) else f'"{use.library.value}"'
+        near = did_you_mean(name.text, names)
+        label = f"did you mean `{near}`?" if near else ""
+        notes = () if near or not names else (("help", f"it has {', '.join(sorted(names))}"),)
+        self._report("DSK0104", f"{where} defines no `{name.text}`", name.span, label, notes=notes)
+
+    def _library_file(self, path: Path) -> Scope:
+        if path not in self.scopes:
+            self._load(read_source(path, f"std/{path.name}"), path, library=True)
+        return self.scopes[path]
+
+    def _file(self, name: s.String, user: Path) -> Scope | None:
+        path = (user.parent / name.value).resolve()
+        if path in self.loading:
+            chain = " -> ".join(p.name for p in [*self.loading[self.loading.index(path) :], path])
+            self._report("DSK0105", "these files import each other", name.span, chain)
+            return None
+        if path in self.scopes:
+            return self.scopes[path]
+        try:
+            library = user.is_relative_to(LIBRARY)
+            shown = f"std/{path.name}" if library else str(Path(name.span.source.path).parent / name.value)
+            source = read_source(path, shown)
+        except DiagnosticError as error:
+            for found in error.diagnostics:
+                self.problems.add(replace(found, span=name.span, label=""))
+            return None
+        return self._load(source, path, library)[0]
+
+    # --- models and their recipes
+
+    def _collect(self, item: s.Item, scope: Scope, program: Program) -> None:
+        if isinstance(item, s.Model | s.DerivedModel):
+            model = self._model(item, scope)
+            if model is not None:
+                program.models[item.name.text] = model
+        elif isinstance(item, s.Train):
+            self._section(item, scope, program.trains)
+        elif isinstance(item, s.Plan):
+            self._section(item, scope, program.plans)
+        elif isinstance(item, s.Serve):
+            self._section(item, scope, program.serves)
+
+    def _model(self, item: s.Model | s.DerivedModel, scope: Scope, seen: tuple[str, ...] = ()) -> ModelSource | None:
+        if isinstance(item, s.Model):
+            model = ModelSource(item.name, item, scope, item.doc)
+            for statement in item.body.statements:
+                if isinstance(statement, s.Weights):
+                    model.weights, model.weights_scope = statement.names, scope
+            return model
+        found = self.find(item.base, scope, (s.Model, s.DerivedModel), "model")
+        if found is None:
+            return None
+        base_item, base_scope = found
+        if item.name.text in seen:
+            self._report("DSK0106", f"`{item.name.text}` comes from itself", item.base.span)
+            return None
+        base = self._model(base_item, base_scope, (*seen, item.name.text))
+        if base is None:
+            return None
+        model = replace_model(base, item, scope)
+        for statement in item.body.statements:
+            self._override(statement, model, scope)
+        return model
+
+    def _override(self, statement: s.Statement, model: ModelSource, scope: Scope) -> None:
+        if isinstance(statement, s.Dims):
+            for entry in statement.section.entries:
+                if isinstance(entry, s.Setting):
+                    model.overrides.append(Override("dim", entry.key.text, None, entry.value, scope, entry.span))
+        elif isinstance(statement, s.RepeatOverride):
+            path = statement.name.text
+            model.overrides.append(Override("repeat", path, None, statement.count, scope, statement.span))
+        elif isinstance(statement, s.CallOverride):
+            for argument in statement.arguments:
+                if argument.label is None:
+                    self._report("DSK0141", "an override names its argument", argument.span, "write `name: value`")
+                    continue
+                model.overrides.append(
+                    Override("call", statement.path.text, argument.label.text, argument.value, scope, argument.span)
+                )
+        elif isinstance(statement, s.Require):
+            model.requires.append((statement, scope))
+        elif isinstance(statement, s.Weights):
+            model.weights, model.weights_scope = statement.names, scope
+        elif not isinstance(statement, s.Bad):
+            self._report(
+                "DSK0142",
+                "a model that comes from another holds overrides only",
+                _first_line(statement.span),
+                "not a statement of its own",
+                notes=(("help", "overrides are `dims { ... }`, `repeat NAME COUNT`, `path.of.call(option: value)`"),),
+            )
+
+    def _section(self, item: s.Train | s.Plan | s.Serve, scope: Scope, into: dict[str, SectionSource]) -> None:
+        section = self.section(item, scope)
+        if section is not None:
+            into[item.name.text] = section
+
+    def section(
+        self, item: s.Train | s.Plan | s.Serve, scope: Scope, seen: tuple[str, ...] = ()
+    ) -> SectionSource | None:
+        """An item with everything it inherits."""
+        target = item.train if isinstance(item, s.Plan) else item.model
+        device = None if isinstance(item, s.Train) else item.device
+        kind = type(item).__name__.lower()
+        if item.base is None:
+            section = SectionSource(item, scope, target, device)
+        else:
+            found = self.find(item.base, scope, (type(item),), kind)
+            if found is None:
+                return None
+            if item.name.text in seen:
+                self._report("DSK0106", f"`{item.name.text}` comes from itself", item.base.span)
+                return None
+            base = self.section(found[0], found[1], (*seen, item.name.text))
+            if base is None:
+                return None
+            section = replace(
+                base, item=item, scope=scope, target=target or base.target, device=device or base.device
+            )
+            section.settings = dict(base.settings)
+            section.placements = list(base.placements)
+        if section.target is None:
+            word = "for NAME" if isinstance(item, s.Plan) else "of MODEL"
+            self._report("DSK0107", f"this {kind} does not say what it is for", item.name.span, f"write `{word}`")
+            return None
+        self._entries(item.section, "", section, scope)
+        return section
+
+    def _entries(self, body: s.Section, prefix: str, into: SectionSource, scope: Scope) -> None:
+        said_here: dict[str, Span] = {}
+        for entry in body.entries:
+            if isinstance(entry, s.Bad):
+                continue
+            key = f"{prefix}{entry.key.text}"
+            if isinstance(entry, s.Placement):
+                into.placements.append((entry, scope))
+                continue
+            if key in said_here and not isinstance(entry, s.Patch):
+                marks = (Mark(said_here[key], "first here"),)
+                self._report("DSK0108", f"`{key}` is said twice", entry.key.span, "again here", marks=marks)
+                continue
+            said_here[key] = entry.key.span
+            if isinstance(entry, s.Subsection):
+                into.sections[key] = entry.key.span
+                self._entries(entry.section, f"{key}.", into, scope)
+            elif isinstance(entry, s.Setting):
+                into.settings[key] = Said(entry.key, entry.value, scope)
+            else:
+                self._patch(key, entry.key, entry.arguments, into, scope)
+
+    def _patch(
+        self, key: str, at: s.Path, arguments: tuple[s.Argument, ...], into: SectionSource, scope: Scope
+    ) -> None:
+        if key not in into.settings:
+            label = "nothing of this name is inherited"
+            self._report("DSK0141", f"there is no `{key}` to change", at.span, label)
+            return
+        said = into.settings[key]
+        into.settings[key] = replace(said, patches=(*said.patches, *((a, scope) for a in arguments)))
+
+    def find(
+        self, name: s.Name, scope: Scope, kinds: tuple[type, ...], what: str
+    ) -> tuple[Definition, Scope] | None:
+        """The definition that a name stands for, or a diagnostic."""
+        found = scope.names.get(name.text)
+        if isinstance(found, kinds):
+            return found, scope.owners[name.text]
+        if found is None and scope.broken:
+            return None
+        candidates = [n for n, d in scope.names.items() if isinstance(d, kinds)]
+        near = did_you_mean(name.text, candidates)
+        label = f"did you mean `{near}`?" if near else ""
+        notes = () if near or not candidates else (("help", f"there are {', '.join(candidates)}"),)
+        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, notes=notes)
+        return None
+
+    # --- --set
+
+    def _set(self, text: str, program: Program) -> None:
+        source = Source(f"--set {text}", text)
+        key_text, _, value_text = text.partition("=")
+        wrapped = Source(source.path, f"checkpoint set {{ {key_text.strip()} = {value_text.strip()} }}")
+        quiet = Diagnostics()
+        tree = parse(wrapped, quiet)
+        entry = tree.items[0].section.entries[0] if tree.complete and tree.items else None
+        if not isinstance(entry, s.Setting) or not value_text.strip():
+            whole = Span(source, 0, len(text))
+            self._report("DSK0140", "a setting is written `path.to.key=value`", whole, "such as `dims.D=512`")
+            return
+        head, *rest = (part.text for part in entry.key.parts)
+        scope = Scope(wrapped, names=program.scope.names, owners=program.scope.owners)
+        sections = {**program.serves, **program.plans, **program.trains}
+        if head in sections and rest:
+            self._set_section(sections[head], ".".join(rest), entry, scope)
+            return
+        models = [program.models[head]] if head in program.models else list(program.models.values())
+        parts = rest if head in program.models else [head, *rest]
+        for model in models:
+            self._set_model(model, parts, entry, scope)
+
+    def _set_section(self, section: SectionSource, key: str, entry: s.Setting, scope: Scope) -> None:
+        owner, _, option = key.rpartition(".")
+        if owner in section.settings:
+            label = s.Name(entry.key.parts[-1].span, option)
+            self._patch(owner, entry.key, (s.Argument(entry.span, label, entry.value),), section, scope)
+        else:
+            section.settings[key] = Said(entry.key, entry.value, scope)
+
+    def _set_model(self, model: ModelSource, parts: list[str], entry: s.Setting, scope: Scope) -> None:
+        if parts[0] == "dims" and len(parts) == 2:
+            model.overrides.append(Override("dim", parts[1], None, entry.value, scope, entry.key.span))
+        elif len(parts) == 1:
+            model.overrides.append(Override("repeat", parts[0], None, entry.value, scope, entry.key.span))
+        else:
+            path = ".".join(parts[:-1])
+            model.overrides.append(Override("call", path, parts[-1], entry.value, scope, entry.key.span))
+
+    def _report(
+        self,
+        code: str,
+        title: str,
+        span: Span,
+        label: str = "",
+        marks: tuple[Mark, ...] = (),
+        notes: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        self.problems.add(Diagnostic(code, title, span, label, marks, notes))
+
+
+def replace_model(base: ModelSource, item: s.DerivedModel, scope: Scope) -> ModelSource:
+    """`item` before its own overrides: what it inherits. Requirements are not inherited."""
+    return ModelSource(
+        item.name, base.base, base.scope, item.doc, list(base.overrides), [], base.weights, base.weights_scope
+    )
+
+
+def library_index() -> dict[str, Path]:
+    """Which file of the standard library defines each name. Found without parsing: only files in use are parsed."""
+    index: dict[str, Path] = {}
+    for path in sorted(LIBRARY.glob("*.dsk")):
+        for name in _DEFINES.findall(path.read_text(encoding="utf-8")):
+            index[name] = path
+    return index
+
+
+def _first_line(span: Span) -> Span:
+    return Span(span.source, span.start, span.start + len(span.text.split("\n")[0].rstrip()))

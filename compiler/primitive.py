@@ -1,0 +1,67 @@
+"""Primitives: the operations that specs call by name, always in scope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dskc.dsl.source import Span
+
+from .builder import Builder
+from .ir import Value
+from .ops.base import Operation, ShapeError
+from .ops.weights import Weight
+from .signature import Signature
+from .values import BlockValue, Expressed
+
+
+@dataclass(slots=True)
+class Site:
+    """One application of a primitive: where it stands, what its weights are called, and its checked arguments."""
+
+    builder: Builder
+    span: Span
+    path: str
+    arguments: dict[str, Expressed]
+    owner: BlockValue | None = None  # the value that was applied, when weights may be shared
+    name: str | None = None
+    expand: Callable[..., tuple[Value, ...]] | None = None  # applies a block value to tensors in a given builder
+
+    def __getitem__(self, name: str) -> Expressed:
+        return self.arguments[name]
+
+    def tensor(self, name: str) -> Value:
+        value = self.arguments[name]
+        if not isinstance(value, Value):
+            raise ShapeError(f"`{name}` is a tensor", name)
+        return value
+
+    def add(self, attributes: Operation, *operands: Value) -> Value:
+        return self.builder.one(attributes, operands, self.span, self.name)
+
+    def weights(self, module: str, *weights: Weight, **options: object) -> tuple[Value, ...]:
+        """This site's weights; a block value applied twice has one set, made where the value was made."""
+        if self.owner is None:
+            return self.builder.weights(self.path, module, weights, self.span, **options)
+        if self.owner.weights is None:
+            made = self.owner.builder.weights(self.path, module, weights, self.owner.span, **options)
+            self.owner.weights = made
+            return made
+        for value, weight in zip(self.owner.weights, weights, strict=True):
+            if value.type != weight.type:
+                raise ShapeError(f"`{self.path}` was applied before with weights {value.type}, now {weight.type}")
+        return self.owner.weights
+
+
+@dataclass(frozen=True, slots=True)
+class Primitive:
+    """A primitive's signature and how it becomes operations. `weighted`: it owns weights, and so a name."""
+
+    signature: Signature
+    build: Callable[[Site], Value | tuple[Value, ...]]
+    weighted: bool = False
+    short: str | None = None  # how its name shortens behind a consumer's: `rms_norm` is `norm` in `attention_norm`
+
+    @property
+    def name(self) -> str:
+        return self.signature.name

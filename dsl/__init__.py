@@ -1,0 +1,1 @@
+"""The `.dsk` language: grammar, syntax tree, diagnostics, formatter and the standard library."""

@@ -1,0 +1,279 @@
+"""Text to syntax tree: Lark's LALR tables, cached, driven so that one mistake costs one statement."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from lark import Lark, Token, UnexpectedToken
+from lark.lexer import LexerThread
+
+from . import syntax as s
+from .diagnostics import Diagnostic, Diagnostics
+from .layout import ITEM_KEYWORDS, KeepAll, Layout
+from .source import Source, Span
+from .tree import TreeBuilder
+from .wording import describe_expected, describe_token
+
+GRAMMAR = Path(__file__).parent / "grammar.lark"
+MAX_DEPTH = 100
+_OPENERS = {"LPAR", "LSQB", "LBRACE"}
+_ENDERS = {"RPAR", "RSQB", "RBRACE"}
+
+
+def cache_folder() -> Path:
+    """Where parse tables are kept between runs: DSKC_CACHE, XDG_CACHE_HOME, or the user's cache folder."""
+    chosen = os.environ.get("DSKC_CACHE")
+    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dskc"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        if os.access(base, os.W_OK):
+            return base
+    except OSError:
+        pass
+    return Path(tempfile.gettempdir())
+
+
+@cache
+def _machinery() -> tuple[Lark, TreeBuilder]:
+    builder = TreeBuilder()
+    version = f"{sys.version_info.major}{sys.version_info.minor}"
+    parser = Lark(
+        GRAMMAR.read_text(encoding="utf-8"),
+        parser="lalr",
+        lexer="basic",
+        strict=True,
+        maybe_placeholders=True,
+        postlex=KeepAll(),
+        transformer=builder,
+        cache=str(cache_folder() / f"grammar-{version}.lark"),
+    )
+    return parser, builder
+
+
+def tokenize(text: str) -> list[Token]:
+    """All tokens of a text, comments and newlines included; every character belongs to some token or to white space."""
+    parser, _ = _machinery()
+    return list(LexerThread.from_text(parser.parser.lexer, text).lex(None))
+
+
+def parse(source: Source, problems: Diagnostics) -> s.File:
+    """The syntax tree of `source`. What cannot be read is reported and stands in the tree as `Bad`."""
+    parser, builder = _machinery()
+    tokens = tokenize(source.text)
+    deepest = _too_deep(tokens)
+    if deepest is not None:
+        span = Span(source, deepest.start_pos, deepest.end_pos)
+        problems.add(Diagnostic("DSK0005", f"this is nested over {MAX_DEPTH} deep", span))
+        return s.File(source, (), complete=False)
+    builder.source = source
+    builder.number_problems = []
+    builder.docs_before, builder.docs_after = _documentation(tokens)
+    session = _Session(parser, source, problems)
+    tree = session.run(tokens)
+    for span, text in builder.number_problems:
+        problems.add(Diagnostic("DSK0004", text, span))
+    if tree is None:
+        return s.File(source, (), complete=False)
+    return s.File(source, tree.items, complete=not session.failed and not builder.number_problems)
+
+
+class _Session:
+    """One file going through the parser, with yacc's way of recovering: pop to where ERROR fits, skip to the line's end."""
+
+    def __init__(self, parser: Lark, source: Source, problems: Diagnostics) -> None:
+        self.state = parser.parse_interactive("").parser_state
+        self.states = self.state.parse_conf.states
+        self.source = source
+        self.problems = problems
+        self.layout = Layout()
+        self.failed = False
+
+    def run(self, tokens: list[Token]) -> s.File | None:
+        stream = _Stream(self.layout.process(tokens))
+        for token in stream:
+            try:
+                self.state.feed_token(token)
+            except UnexpectedToken as error:
+                self._recover(token, error, stream)
+        end = Token.new_borrow_pos("$END", "", stream.last) if stream.last else Token("$END", "", 0, 1, 1, 1, 1, 0)
+        return self._finish(end)
+
+    def _finish(self, end: Token) -> s.File | None:
+        try:
+            return self.state.feed_token(end, is_end=True)
+        except UnexpectedToken as error:
+            size = len(self.source.text.rstrip())
+            at_end = Span(self.source, max(0, size - 1), size)
+            opener = self.layout.open_brackets[-1] if self.layout.open_brackets else self._open_brace()
+            if opener is not None:
+                self._unclosed(opener)
+            else:
+                self._report(at_end, describe_token(end), error)
+        self._pop_to("MODEL")
+        self.state.feed_token(self._error_token(end, ()))
+        try:
+            return self.state.feed_token(end, is_end=True)
+        except UnexpectedToken:
+            return None
+
+    # --- reporting
+
+    def _report(self, span: Span, found: str, error: UnexpectedToken) -> None:
+        self.failed = True
+        expected = describe_expected(error.expected)
+        label = f"expected {expected}" if expected else ""
+        self.problems.add(Diagnostic("DSK0001", f"unexpected {found}", span, label))
+
+    def _unclosed(self, opener: Token) -> None:
+        self.failed = True
+        span = Span(self.source, opener.start_pos, opener.end_pos)
+        closer = {"(": ")", "[": "]", "{": "}"}[str(opener)]
+        self.problems.add(Diagnostic("DSK0003", f"this `{opener}` is never closed", span, f"its `{closer}` is missing"))
+
+    # --- recovering
+
+    def _recover(self, token: Token, error: UnexpectedToken, stream: _Stream) -> None:
+        brackets = [b for b in self.layout.open_brackets if b is not token and b.line < token.line]
+        new_line = stream.previous is not None and stream.previous.line < token.line
+        column_one = token.type == "NEWLINE" and stream.peek_is_item()
+        brace = self._open_brace() if column_one or (token.type in ITEM_KEYWORDS and token.column == 1) else None
+        if brackets and (new_line or token.type in ("RBRACE", "NEWLINE")):
+            self._unclosed(brackets[-1])
+            self.layout.open_brackets.clear()
+        elif brace is not None:
+            self._unclosed(brace)
+        else:
+            new_line = False
+            self._report(Span(self.source, token.start_pos, token.end_pos), describe_token(token), error)
+        names = self._names_being_bound()
+        self._pop_to("MODEL" if brace is not None else "ERROR")
+        self.state.feed_token(self._error_token(token, names))
+        self._resume(token, stream, starts_line=new_line)
+
+    def _resume(self, token: Token, stream: _Stream, starts_line: bool) -> None:
+        """Feeds the first token from which the file makes sense again."""
+        if starts_line and token.type not in ("RBRACE", "NEWLINE"):
+            self._feed(Token.new_borrow_pos("NEWLINE", "\n", token))
+            stream.push_back(token)
+            return
+        depth = 0
+        while token is not None:
+            kind = token.type
+            at_item = kind in ITEM_KEYWORDS and token.column == 1
+            if kind in _OPENERS and kind == "LBRACE":
+                depth += 1
+            elif kind == "RBRACE" and depth > 0:
+                depth -= 1
+            elif (kind in ("NEWLINE", "RBRACE") and depth == 0) or at_item:
+                if at_item:
+                    self._pop_to("ERROR", bottom=True)
+                self.layout.open_brackets.clear()
+                self._feed(token)
+                return
+            token = stream.take()
+
+    def _feed(self, token: Token) -> None:
+        try:
+            self.state.feed_token(token)
+        except UnexpectedToken:
+            self._pop_to("MODEL")  # what stands here closes more than was open: go on with the next item
+            self.state.feed_token(self._error_token(token, ()))
+
+    def _pop_to(self, terminal: str, bottom: bool = False) -> None:
+        stack = self.state.state_stack
+        fits = [i for i, state in enumerate(stack) if terminal in self.states[state]]
+        keep = (fits[0] if bottom or terminal == "MODEL" else fits[-1]) if fits else 0
+        del stack[keep + 1 :]
+        del self.state.value_stack[keep:]
+
+    def _error_token(self, token: Token, names: tuple[str, ...]) -> Token:
+        span = Span(self.source, token.start_pos or 0, token.end_pos or 0)
+        made = Token.new_borrow_pos("ERROR", "", token)
+        made.value = s.Bad(span, names)
+        return made
+
+    def _names_being_bound(self) -> tuple[str, ...]:
+        """The names before the last `=` or `+=` on the stack: they are unknown now, but not misspelt."""
+        values = self.state.value_stack
+        for i in range(len(values) - 1, -1, -1):
+            value = values[i]
+            if isinstance(value, Token) and value.type in ("EQUAL", "PLUS_EQUAL") and i > 0:
+                bound = values[i - 1]
+                if isinstance(bound, s.Name):
+                    return (bound.text,)
+                return tuple(n.text for n in bound.items) if isinstance(bound, s.List) else ()
+            if isinstance(value, Token) and value.type == "LBRACE":
+                break
+        return ()
+
+    def _open_brace(self) -> Token | None:
+        braces = [v for v in self.state.value_stack if isinstance(v, Token) and v.type == "LBRACE"]
+        return braces[-1] if braces else None
+
+
+class _Stream:
+    """Tokens with one step of looking back and of putting back."""
+
+    def __init__(self, tokens: Iterator[Token]) -> None:
+        self._tokens = tokens
+        self._returned: list[Token] = []
+        self.previous: Token | None = None
+        self.last: Token | None = None
+
+    def take(self) -> Token | None:
+        self.previous = self.last
+        token = self._returned.pop() if self._returned else next(self._tokens, None)
+        self.last = token or self.last
+        return token
+
+    def push_back(self, token: Token) -> None:
+        self._returned.append(token)
+
+    def peek_is_item(self) -> bool:
+        token = next(self._tokens, None)
+        if token is None:
+            return False
+        self._returned.append(token)
+        return token.type in ITEM_KEYWORDS and token.column == 1
+
+    def __iter__(self) -> Iterator[Token]:
+        while (token := self.take()) is not None:
+            yield token
+
+
+def _too_deep(tokens: list[Token]) -> Token | None:
+    depth = 0
+    for token in tokens:
+        if token.type in _OPENERS:
+            depth += 1
+            if depth > MAX_DEPTH:
+                return token
+        elif token.type in _ENDERS:
+            depth = max(0, depth - 1)
+    return None
+
+
+def _documentation(tokens: list[Token]) -> tuple[dict[int, str], dict[int, str]]:
+    """`///` texts: by the start of the token that they stand before, and by the line that they trail."""
+    before: dict[int, str] = {}
+    after: dict[int, str] = {}
+    waiting: list[str] = []
+    line = 0
+    for token in tokens:
+        if token.type == "DOC":
+            text = str(token)[3:].strip()
+            if line == token.line:
+                after[line] = text
+            else:
+                waiting.append(text)
+        elif token.type not in ("NEWLINE", "COMMENT"):
+            if waiting:
+                before[token.start_pos] = "\n".join(waiting)
+                waiting = []
+            line = token.line
+    return before, after

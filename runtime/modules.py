@@ -1,0 +1,104 @@
+"""The leaf modules that generated models are composed of.
+
+Each owns parameters and calls the operation of `reference` of the same name. Parameters keep the dtype they are stored
+in and are cast to that of what they meet. Construction is cheap, also on the meta device; a trainer initialises by its
+recipe.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from .reference import unembed
+from .spec_module import SpecModule
+
+__all__ = ["Embed", "GroupedLinear", "LayerNorm", "Linear", "RMSNorm", "SpecModule", "unembed"]
+
+STD = 0.02  # of the normal distribution a weight has before a recipe or a checkpoint sets it
+
+
+class Linear(nn.Linear):
+    """`x @ weight.T + bias` in the dtype of x: [..., inputs] to [..., outputs].
+
+    With `compute` (a router in float32) x and weight are cast to that dtype, and the result stays in it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, compute: torch.dtype | None = None) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.compute = compute
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=STD)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.linear(x, self.weight, self.bias, self.compute)
+
+
+class Embed(nn.Embedding):
+    """Rows of weight [vocabulary, width] for tokens (integers, [...]): [..., width], in the weight's dtype."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__(vocabulary, width)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=STD)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return reference.embed(tokens, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x²) + eps) * (offset + weight)` over the last axis; `offset=1.0` is Gemma's form."""
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.eps, self.offset = width, eps, offset
+        self.weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The identity scale: 1 less the offset."""
+        nn.init.constant_(self.weight, 1.0 - self.offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.rms_norm(x, self.weight, self.eps, self.offset)
+
+    def extra_repr(self) -> str:
+        return f"{self.width}, eps={self.eps}" + (f", offset={self.offset}" if self.offset else "")
+
+
+class LayerNorm(nn.LayerNorm):
+    """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last axis."""
+
+    def __init__(self, width: int, eps: float, bias: bool = True) -> None:
+        super().__init__(width, eps=eps, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class GroupedLinear(nn.Module):
+    """`experts` linear layers stacked: weight [experts, outputs, inputs], bias [experts, outputs]."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__()
+        self.experts, self.inputs, self.outputs = experts, inputs, outputs
+        self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(experts, outputs)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=STD)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x_RD: Tensor, offsets_X: Tensor) -> Tensor:
+        """Rows [R, inputs] sorted by expert, with where those of each end (int32 [experts]): [R, outputs]."""
+        return reference.grouped_linear(x_RD, self.weight, offsets_X, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.experts} x ({self.inputs} -> {self.outputs}), bias={self.bias is not None}"

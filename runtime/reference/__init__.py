@@ -1,0 +1,60 @@
+"""The plain PyTorch meaning of every operation: what runs on a CPU, and what every kernel is compared with.
+
+All functions are differentiable and take any floating dtype; sums run in float32 at least, and results have the dtype
+of the first argument unless said otherwise. Axes in names: B batch, S sequence, T positions kept so far, H heads, G key
+heads, E head width (in rope: pairs), D hidden, F inner, X experts, K chosen experts, R rows = B * S * K, V vocabulary.
+"""
+
+from .activation import dropout, gelu, gelu_tanh, relu, sigmoid, silu, softcap, softmax, tanh
+from .arrange import concat, gather, shift, split
+from .attention import attention
+from .experts import Rows, combine, dispatch
+from .grouped import grouped_linear
+from .linear import embed, linear, unembed
+from .loss import next_token
+from .mask import Mask, causal, documents, everything, window
+from .norm import layer_norm, rms_norm
+from .rope import rope, rope_table
+from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from .routing import load_balance, normalize, sequence_balance, top_k
+
+__all__ = [
+    "LinearScaling",
+    "Llama3Scaling",
+    "Mask",
+    "Rows",
+    "YarnScaling",
+    "attention",
+    "causal",
+    "combine",
+    "concat",
+    "dispatch",
+    "documents",
+    "dropout",
+    "embed",
+    "everything",
+    "gather",
+    "gelu",
+    "gelu_tanh",
+    "grouped_linear",
+    "layer_norm",
+    "linear",
+    "load_balance",
+    "next_token",
+    "normalize",
+    "relu",
+    "rms_norm",
+    "rope",
+    "rope_table",
+    "sequence_balance",
+    "shift",
+    "sigmoid",
+    "silu",
+    "softcap",
+    "softmax",
+    "split",
+    "tanh",
+    "top_k",
+    "unembed",
+    "window",
+]

@@ -1,0 +1,28 @@
+"""The training runtime: what a generated `train.py` is written in terms of."""
+
+from ..data.batch import Batch
+from .checkpoint import write_checkpoint
+from .folder import create_run_folder
+from .ledger import Ledger, Repeat, Saved
+from .load import load_model
+from .options import Options, parse_options
+from .recipe import Plan, Precision, Recipe
+from .run import Run
+from .stop import stop_on_problem
+
+__all__ = [
+    "Batch",
+    "Ledger",
+    "Options",
+    "Plan",
+    "Precision",
+    "Recipe",
+    "Repeat",
+    "Run",
+    "Saved",
+    "create_run_folder",
+    "load_model",
+    "parse_options",
+    "stop_on_problem",
+    "write_checkpoint",
+]

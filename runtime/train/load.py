@@ -1,0 +1,72 @@
+"""A trained (or imported) model out of its run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from ..problem import Problem
+from .checkpoint import find_checkpoint, read_checkpoint, stored_dtype
+from .device import find_device
+from .folder import RunFolder
+from .recipe import dtype_of
+
+
+def load_model(
+    run_folder: Path | str, step: int | None = None, device: str = "auto", dtype: torch.dtype | None = None
+) -> tuple[nn.Module, ModuleType, Tokenizer | None]:
+    """(model in eval mode, its `serve` module, its tokenizer if there is one) from a run's folder.
+
+    step: of the checkpoint, the last when None. dtype: of parameters and computing; when None, parameters as they were
+    saved, computing as the run did. The generated code is the run's own copy. Raises Problem when the folder is no
+    run, has no whole checkpoint, or code and checkpoint do not match.
+    """
+    folder = RunFolder(Path(run_folder))
+    if not folder.path.is_dir():
+        raise Problem(f"{folder.path}: there is no such run", "name the --out folder of a run")
+    facts = folder.read()
+    path, _ = find_checkpoint(folder.checkpoints, step)
+    where = find_device(device)
+    package = load_package(folder.code(facts.model))
+    model = build_model(package.Model, dtype or dtype_of(facts.precision.compute), dtype or stored_dtype(path), where)
+    read_checkpoint(path, {"model": model.state_dict()})
+    model.eval().requires_grad_(False)
+    serve = importlib.import_module(f"{package.__name__}.serve")
+    tokenizer = Tokenizer.from_file(str(folder.tokenizer)) if folder.tokenizer.is_file() else None
+    return model, serve, tokenizer
+
+
+def build_model(
+    model_class: type[nn.Module], compute: torch.dtype, params: torch.dtype, device: torch.device
+) -> nn.Module:
+    """An instance whose parameters have this dtype and lie, not yet set, on the device."""
+    with torch.device("meta"):
+        model = model_class(compute=compute)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(params)
+    return model.to_empty(device=device)
+
+
+def load_package(folder: Path) -> ModuleType:
+    """Import the package in a folder under a name of its own, so that several runs' code can live in one process."""
+    if not (folder / "__init__.py").is_file():
+        raise Problem(f"{folder}: the run's generated code is missing")
+    name = f"dskc_run_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}_{folder.name}"
+    for known in [known for known in sys.modules if known == name or known.startswith(name + ".")]:
+        del sys.modules[known]  # the folder may hold other code by now
+    specification = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert specification is not None and specification.loader is not None, folder
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module

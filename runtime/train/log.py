@@ -1,0 +1,48 @@
+"""The log of a run: JSON, a line a step."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+
+@dataclass
+class Log:
+    """Appends to train.jsonl; each line is on its way to the disk when `write` returns."""
+
+    file: TextIO
+
+    @classmethod
+    def open(cls, path: Path, after: int) -> Log:
+        """The log of a run that has done `after` steps: lines of later ones, and a torn last one, are cut off."""
+        kept = [line for line in read_lines(path) if line["step"] <= after]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, path)
+        return cls(path.open("a", encoding="utf-8"))
+
+    def write(self, line: dict[str, float]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """The lines of a log up to the first that is not whole; none when there is no file."""
+    found: list[dict[str, float]] = []
+    if not path.exists():
+        return found
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        found.append(line)
+    return found

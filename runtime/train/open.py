@@ -1,0 +1,257 @@
+"""Everything that is settled before the first step: options, memory, data, the run's folder."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from ..data import Loader, TokenData, find_documents, load_tokenizer, open_tokens, prepare_tokens, text_digest
+from ..problem import Problem
+from .checkpoint import Position, find_checkpoint
+from .device import available_memory, device_name, find_device
+from .environment import environment
+from .fit import Fit, choose, refusal, smallest
+from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_json
+from .ledger import Ledger, table
+from .options import Options
+from .recipe import Plan, Precision, Recipe
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that may begin. staging: its folder while it is new. checkpoint, position: where it goes on from."""
+
+    folder: RunFolder
+    facts: Facts
+    device: torch.device
+    tokens: TokenData
+    staging: Staging | None = None
+    checkpoint: Path | None = None
+    position: Position | None = None
+
+
+def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path) -> Opened:
+    """A new run, its folder staged. Raises Problem for whatever stands in its way."""
+    require_new(options.out)
+    device = find_device(options.device)
+    name, plan = _plan(options, options.plan)
+    precision = _precision(recipe, plan, options)
+    if not options.data:
+        raise Problem("there is nothing to train on", "name files or folders of text with --data")
+    if options.tokenizer is not None:
+        load_tokenizer(options.tokenizer, recipe.vocabulary)
+    corpus = find_documents(options.data, exclude=options.out)
+    fit = _fit(ledger, recipe, precision, plan, device, options)
+    facts = Facts(
+        model=package.name,
+        spec=recipe.spec,
+        spec_hash=recipe.spec_hash,
+        precision=precision,
+        recipe=recipe,
+        plan=name,
+        steps=options.steps or recipe.steps,
+        save_every=options.save_every or recipe.save_every,
+        seed=options.seed or 0,
+        microbatch=fit.microbatch,
+        recompute=fit.recompute,
+        device=str(device),
+        threads=torch.get_num_threads(),
+    )
+    _introduce(facts, recipe, device)
+    _show(fit, device, plan)
+    print(f"data: {corpus.summary()}", flush=True)
+
+    staging = Staging(options.out)
+    try:
+        folder = RunFolder(staging.path)
+        tokens = prepare_tokens(folder.data, folder.tokenizer, corpus, recipe.vocabulary, options.tokenizer)
+        Loader(tokens.train, recipe.length, tokens.manifest.end).require(recipe.sequences)
+        copy_package(package, folder.code(facts.model))
+        write_json(folder.path / "environment.json", environment(device))
+        folder.write(facts)
+    except BaseException:
+        staging.discard()
+        raise
+    _count_tokens(tokens)
+    return Opened(RunFolder(options.out), facts, device, tokens, staging)
+
+
+def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path) -> Opened:
+    """A run that goes on from its last checkpoint; what the options leave open stays as it was."""
+    folder = RunFolder(options.out)
+    if not options.out.is_dir():
+        raise Problem(f"--resume: there is no run in {options.out}", "leave --resume out to begin one there")
+    before = folder.read()
+    if before.recipe is None:
+        raise Problem(
+            f"--resume: {options.out} holds an imported model, not a training run", "begin one with another --out"
+        )
+    _require_same_spec(before, recipe, folder, package)
+    checkpoint, position = find_checkpoint(folder.checkpoints)
+    if options.seed not in (None, before.seed):
+        raise Problem(
+            f"--seed {options.seed}: this run has seed {before.seed}, which cannot change on the way",
+            "leave --seed out, or begin another run",
+        )
+    device = find_device(options.device if options.device != "auto" else _same_device(before))
+    name, plan = _plan(options, options.plan or before.plan)
+    precision = before.precision if options.plan is None else _precision(recipe, plan, options)
+    if options.precision is not None:
+        precision = replace(precision, compute=options.precision)
+    same = device.type == torch.device(before.device).type and precision == before.precision and options.plan is None
+    if same and options.microbatch is None:
+        plan = replace(plan, microbatch=before.microbatch, recompute=before.recompute)
+    if device.type == "cpu" and before.threads and before.device == "cpu":
+        torch.set_num_threads(before.threads)  # sums over several threads depend on how many they are
+    tokens = _tokens_again(options, folder, recipe, position)
+    fit = _fit(ledger, recipe, precision, plan, device, options)
+    facts = replace(
+        before,
+        precision=precision,
+        plan=name,
+        steps=options.steps or before.steps,
+        save_every=options.save_every or before.save_every,
+        microbatch=fit.microbatch,
+        recompute=fit.recompute,
+        device=str(device),
+        threads=torch.get_num_threads(),
+    )
+    _introduce(facts, recipe, device)
+    _show(fit, device, plan)
+    print(f"going on after step {position.step:,} of {facts.steps:,} ({checkpoint})", flush=True)
+    changed = [
+        f"{field.name} {getattr(before, field.name)} -> {getattr(facts, field.name)}"
+        for field in fields(Facts)
+        if field.name not in ("recipe", "save_every", "plan")
+        and getattr(before, field.name) != getattr(facts, field.name)
+    ]
+    if changed:
+        print("note: not as before, so losses may differ from the unbroken run: " + ", ".join(changed), flush=True)
+    return Opened(folder, facts, device, tokens, checkpoint=checkpoint, position=position)
+
+
+def _plan(options: Options, name: str | None) -> tuple[str | None, Plan]:
+    """The plan of this name, `default` when there is none, the trainer's own choices when there is not even that."""
+    plans = options.plans or {}
+    chosen = name if name is not None else "default" if "default" in plans else None
+    if chosen is None:
+        plan = Plan()
+    elif chosen in plans:
+        plan = plans[chosen]
+    else:
+        raise Problem(f"--plan {chosen}: there is no such plan", "it can be " + ", ".join(plans) if plans else None)
+    if plan.devices != 1:
+        raise Problem(
+            f"the plan `{chosen}` is for {plan.devices} devices, and this trainer runs on one",
+            "choose another with --plan: " + ", ".join(known for known, own in plans.items() if own.devices == 1),
+        )
+    if options.microbatch is not None:
+        plan = replace(plan, microbatch=options.microbatch)
+    return chosen, plan
+
+
+def _precision(recipe: Recipe, plan: Plan, options: Options) -> Precision:
+    precision = plan.precision or recipe.precision
+    return precision if options.precision is None else replace(precision, compute=options.precision)
+
+
+def _fit(
+    ledger: Ledger, recipe: Recipe, precision: Precision, plan: Plan, device: torch.device, options: Options
+) -> Fit:
+    """What fits on the device now, or the Problem that nothing does."""
+    free = available_memory(device)
+
+    def fit(precision: Precision, plan: Plan) -> Fit | None:
+        available = min(free, plan.memory_limit or free)
+        return choose(ledger, recipe, precision, plan, available, device.type)
+
+    found = fit(precision, plan)
+    if found is not None:
+        return found
+    others = [
+        name
+        for name, other in (options.plans or {}).items()
+        if other.devices == 1 and fit(_precision(recipe, other, options), other) is not None
+    ]
+    least = smallest(ledger, recipe, precision, plan, device.type)
+    raise refusal(least, min(free, plan.memory_limit or free), _where(device, plan, free), others)
+
+
+def _tokens_again(options: Options, folder: RunFolder, recipe: Recipe, position: Position) -> TokenData:
+    """The tokens the run began with. When the user names the text again it must be the same."""
+    if not options.data:
+        if options.tokenizer is not None:
+            raise Problem("--tokenizer cannot change on the way", "leave it out with --resume, or begin another run")
+        return open_tokens(folder.data)
+    corpus = find_documents(options.data, exclude=options.out)
+    if text_digest(corpus.documents) != position.text:
+        raise Problem(
+            f"--data is not the text that this run was trained on: now it is {corpus.summary()}",
+            f"leave --data out to go on with the tokens in {folder.data}, or begin another run",
+        )
+    return prepare_tokens(folder.data, folder.tokenizer, corpus, recipe.vocabulary, options.tokenizer)
+
+
+def _require_same_spec(before: Facts, recipe: Recipe, folder: RunFolder, package: Path) -> None:
+    if before.spec_hash == recipe.spec_hash:
+        return
+    lines = []
+    if before.recipe is not None:
+        lines = [
+            f"  {field.name}: {getattr(before.recipe, field.name)} -> {getattr(recipe, field.name)}"
+            for field in fields(Recipe)
+            if field.name not in ("spec_hash", "text")
+            and getattr(before.recipe, field.name) != getattr(recipe, field.name)
+        ]
+    old = folder.code(before.model)
+    for name in ("model.py", "train.py"):
+        lines += _diff(old / name, package / name)
+    shown = lines[:40] + ([f"  and {len(lines) - 40} lines more"] if len(lines) > 40 else [])
+    raise Problem(
+        f"--resume: {folder.path} was begun with another spec (then -, now +):\n" + "\n".join(shown),
+        f"go on with the code of then: python {old / 'train.py'} --out {folder.path} --resume; or begin another run",
+    )
+
+
+def _diff(old: Path, new: Path) -> list[str]:
+    def read(path: Path) -> list[str]:
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    found = list(difflib.unified_diff(read(old), read(new), new.name, new.name, n=0, lineterm=""))
+    return [f"  {line}" for line in found if not line.startswith(("---", "@@"))]
+
+
+def _same_device(before: Facts) -> str:
+    return before.device if not before.device.startswith("cuda") or torch.cuda.is_available() else "auto"
+
+
+def _introduce(facts: Facts, recipe: Recipe, device: torch.device) -> None:
+    if recipe.default:
+        print(f"{recipe.spec} has no `train` section; this is the default recipe:\n{recipe.text}".rstrip())
+    print(
+        f"{recipe.model}, recipe `{recipe.name}`: {facts.steps:,} steps of {recipe.sequences} x {recipe.length} tokens "
+        f"on {device} ({device_name(device)}), {facts.precision}, seed {facts.seed}"
+    )
+
+
+def _show(fit: Fit, device: torch.device, plan: Plan) -> None:
+    free = available_memory(device)
+    print("memory it will need:")
+    print(table(fit.rows, min(free, plan.memory_limit or free), _where(device, plan, free)), flush=True)
+
+
+def _where(device: torch.device, plan: Plan, free: int) -> str:
+    limited = plan.memory_limit is not None and plan.memory_limit < free
+    return "that the plan allows" if limited else f"available on {device}"
+
+
+def _count_tokens(tokens: TokenData) -> None:
+    manifest = tokens.manifest
+    print(
+        f"tokens: {manifest.train_tokens:,} to train on, {manifest.held_tokens:,} held out, "
+        f"{manifest.bytes / max(1, manifest.train_tokens + manifest.held_tokens):.2f} bytes a token",
+        flush=True,
+    )

@@ -1,0 +1,103 @@
+"""The command line of every generated trainer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .recipe import Plan, Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user said; None where nothing was said, and the recipe (or the run that is resumed) decides.
+
+    precision: of the forward pass alone; parameters and states stay as the plan or recipe says. plans: all there are.
+    """
+
+    out: Path
+    data: tuple[Path, ...] = ()
+    steps: int | None = None
+    resume: bool = False
+    save_every: int | None = None
+    seed: int | None = None
+    device: str = "auto"
+    precision: str | None = None
+    plan: str | None = None
+    tokenizer: Path | None = None
+    microbatch: int | None = None
+    plans: Mapping[str, Plan] | None = None
+
+
+def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence[str] | None = None) -> Options:
+    """Parse the command line (`sys.argv` when `arguments` is None). As argparse does, prints and exits on a wrong
+    one.
+    """
+    given = _parser(recipe, plans).parse_args(arguments)
+    return Options(
+        out=given.out,
+        data=tuple(given.data),
+        steps=given.steps,
+        resume=given.resume,
+        save_every=given.save_every,
+        seed=given.seed,
+        device=given.device,
+        precision=given.precision,
+        plan=given.plan,
+        tokenizer=given.tokenizer,
+        microbatch=given.microbatch,
+        plans=plans,
+    )
+
+
+def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=f"Trains {recipe.model} by the recipe `{recipe.name}` of {recipe.spec}.",
+        epilog="Ctrl-C finishes the step, saves a checkpoint and says how to go on.",
+    )
+    add = parser.add_argument
+    add("--data", nargs="+", type=Path, default=[], metavar="PATH", help="files of UTF-8 text, or folders of them")
+    add(
+        "--steps",
+        type=_at_least(1),
+        metavar="N",
+        help=f"optimizer steps (default: {recipe.steps:,}, the recipe's tokens)",
+    )
+    add(
+        "--out", type=Path, default=Path("runs") / recipe.model, metavar="FOLDER", help="the run's folder (%(default)s)"
+    )
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out; other flags keep their values")
+    add(
+        "--save-every",
+        type=_at_least(1),
+        metavar="N",
+        help=f"steps between checkpoints (default: {recipe.save_every:,})",
+    )
+    add("--seed", type=_at_least(0), metavar="N", help="of weights, order of the data and dropout (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: CUDA where there is any, else cpu)")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help=f"of the forward pass (default: {recipe.precision.compute}, or the plan's); parameters and optimizer "
+        "states stay as the plan or the recipe says",
+    )
+    names = ", ".join(plans) or "none"
+    add("--plan", metavar="NAME", help=f"one of: {names}")
+    add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of training one on the text")
+    add("--microbatch", type=_at_least(1), metavar="N", help="sequences in one forward pass (default: as many as fit)")
+    return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text.replace("_", ""))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return parse

@@ -1,0 +1,92 @@
+"""What the spec says about training: the recipe, and the plans for running it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..problem import Problem
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch dtype that a spec calls `fp32`, `bf16` or `fp64`; Problem for another name."""
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise Problem(f"precision `{name}` cannot be trained in", "use " + " or ".join(DTYPES)) from None
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`fp32` for torch.float32, and so on; the inverse of dtype_of."""
+    return next(name for name, own in DTYPES.items() if own == dtype)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Dtypes by the spec's names: of parameters (and gradients), of the forward pass, of gradient sums between
+    devices, of the optimizer's moments."""
+
+    params: str = "fp32"
+    compute: str = "bf16"
+    reduce: str = "fp32"
+    optimizer: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in (self.params, self.compute, self.reduce, self.optimizer):
+            dtype_of(name)
+
+    def __str__(self) -> str:
+        return f"{self.params} parameters, {self.compute} compute, {self.optimizer} optimizer"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One `train` section, resolved.
+
+    model, spec, spec_hash: what was compiled. vocabulary: V, which ids stay under. tokens: to train on in all.
+    sequences, length: of one batch, that is one optimizer step. save_every: steps; save_keep: checkpoints kept.
+    default: the spec had no `train` section. text: how the recipe reads in the language, shown when it is the default.
+    """
+
+    name: str
+    model: str
+    spec: str
+    spec_hash: str
+    vocabulary: int
+    tokens: int
+    sequences: int
+    length: int
+    precision: Precision
+    save_every: int = 1000
+    save_keep: int = 3
+    default: bool = False
+    text: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that its tokens take."""
+        return max(1, math.ceil(self.tokens / (self.sequences * self.length)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One `plan` section: how to run a recipe on some hardware. None leaves a choice to the trainer.
+
+    device: what it was written for, as a name. devices: how many. microbatch: sequences in one forward pass. precision:
+    instead of the recipe's. memory_limit: bytes of the device that may be used. recompute: how many layers, from the
+    first, to run again in the backward pass instead of saving what they computed; "auto" takes the fewest that fit.
+    """
+
+    device: str | None = None
+    microbatch: int | None = None
+    precision: Precision | None = None
+    memory_limit: int | None = None
+    recompute: str | int = "auto"
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.recompute == "auto" or isinstance(self.recompute, int), f"recompute = {self.recompute!r}"

@@ -1,0 +1,232 @@
+"""A training run: what stands between a generated training loop and its folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from ..data import Batch, Loader
+from ..optim.init import Initialiser
+from ..optim.optimizer import Optimizer
+from ..problem import Problem
+from .checkpoint import Position, State, list_checkpoints, read_checkpoint, write_checkpoint
+from .device import used_memory
+from .environment import environment
+from .evaluate import HeldOut, Objective, evaluate
+from .folder import write_json
+from .ledger import Ledger
+from .load import build_model
+from .log import Log, read_lines
+from .open import Opened, open_new, open_resumed
+from .options import Options
+from .plot import plot_loss
+from .progress import Progress
+from .recipe import Recipe, dtype_of
+from .stop import Stop
+
+M = TypeVar("M", bound=nn.Module)
+
+HELD_OUT_AT_SAVE = 65_536  # tokens to measure on when a checkpoint is written
+HELD_OUT_AT_END = 262_144
+
+
+class Run:
+    """A run in progress, in the order in which a trainer uses it: open, build, restore, steps, finish.
+
+    steps: optimizer steps in all. accumulation: forward passes in each. state_dtype: for the optimizer.
+    """
+
+    def __init__(self, opened: Opened, recipe: Recipe, ledger: Ledger, objective: Objective) -> None:
+        self.folder, self.facts, self.device, self._tokens = opened.folder, opened.facts, opened.device, opened.tokens
+        self.recipe, self.ledger, self.objective = recipe, ledger, objective
+        self.steps = self.facts.steps
+        self.accumulation = recipe.sequences // self.facts.microbatch
+        self.state_dtype = dtype_of(self.facts.precision.optimizer)
+        self.done = opened.position.step if opened.position is not None else 0
+        self._opened = opened
+        self._loader = Loader(self._tokens.train, recipe.length, self._tokens.manifest.end, self.facts.seed)
+        self._stop = Stop()
+        self._progress = Progress(self.steps, self._stop)
+        self._losses: dict[str, Tensor] = {}
+        self._line: dict[str, float] | None = None
+        self._held: HeldOut | None = None
+        self._seconds, self._timed = 0.0, 0
+
+    @classmethod
+    def open(cls, options: Options, recipe: Recipe, ledger: Ledger, objective: Objective, *, package: Path) -> Run:
+        """Settle everything that can go wrong before training, and say what memory it will need.
+
+        package: the folder of the generated code, of which the run keeps a copy. objective: also measured on held-out
+        text, at every save and at the end. Raises Problem; a new run's folder comes to be only when its first step
+        begins.
+        """
+        opened = (open_resumed if options.resume else open_new)(options, recipe, ledger, package)
+        return cls(opened, recipe, ledger, objective)
+
+    def build(self, model_class: type[M], init: Initialiser) -> M:
+        """The model on the device, initialised from the seed, its first layers recomputed as the ledger found
+        necessary.
+        """
+        precision = self.facts.precision
+        model = build_model(model_class, dtype_of(precision.compute), dtype_of(precision.params), self.device)
+        assert isinstance(model, model_class)
+        init(model, self.facts.seed)
+        layers = [layer for repeat in self.ledger.repeats for layer in model.get_submodule(repeat.name).children()]
+        for layer in layers[: self.facts.recompute]:
+            # The instance's own `forward` hides its class's: names in the state dict stay as they are.
+            layer.forward = functools.partial(recomputed, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        return model
+
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
+        self.model, self.optimizer = model, optimizer
+        if self._opened.checkpoint is not None:
+            read_checkpoint(self._opened.checkpoint, self._state())
+
+    def __iter__(self) -> Iterator[int]:
+        """Steps from where the run stands to the last, counted from 0; each is followed by a save when one is due.
+
+        After SIGINT or SIGTERM the step is finished and saved, and the process exits as those signals make it.
+        """
+        if self._opened.staging is not None:
+            self._opened.staging.commit()
+        else:
+            self.folder.write(self.facts)
+            write_json(self.folder.path / "environment.json", environment(self.device))
+        self._log = Log.open(self.folder.log, after=self.done)
+        with closing(self._log), self._stop.listening():
+            for step in range(self.done, self.steps):
+                self._began = time.monotonic()
+                torch.manual_seed(_mix(self.facts.seed, step))  # dropout is a function of seed and step
+                yield step
+                self._end_step(step + 1)
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The step's batches, `accumulation` of them. Raises Problem after the last when the loss is not finite."""
+        self._losses = {}
+        first = step * self.recipe.sequences
+        for i in range(self.accumulation):
+            yield self._loader.batch(first + i * self.facts.microbatch, self.facts.microbatch).to(self.device)
+        # Looked at once a step, with all its work queued, and before anything was changed by it.
+        for name, loss in self._losses.items():
+            if not loss.isfinite():
+                raise self._not_finite(step + 1, name, float(loss))
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Count the losses of one batch into the step's means."""
+        for name, loss in losses.items():
+            mean = loss.detach() / self.accumulation
+            self._losses[name] = self._losses[name] + mean if name in self._losses else mean
+
+    def report(self, step: int, *, rate: float, norm: Tensor | float | None = None) -> None:
+        """The step's line for the log, and the progress line. The log counts steps done, so the first is 1."""
+        losses = {name: float(loss) for name, loss in self._losses.items()}
+        seconds = time.monotonic() - self._began
+        self._seconds, self._timed = self._seconds + seconds, self._timed + 1
+        speed = self.recipe.sequences * self.recipe.length / seconds
+        self._line = {"step": step + 1, "loss": losses.pop("loss"), "tokens_per_s": round(speed, 1), "rate": rate}
+        if norm is not None:
+            self._line["norm"] = float(norm)
+        self._line |= losses
+        self._progress.update(step + 1, self._line["loss"], speed, seconds, used_memory(self.device))
+
+    def finish(self) -> None:
+        """Measure held-out loss, write result.json and loss.png, and say how it went."""
+        held = self._held or self._evaluate(HELD_OUT_AT_END)
+        lines = read_lines(self.folder.log)
+        tokens = self.recipe.sequences * self.recipe.length
+        result = {
+            "model": self.recipe.model,
+            "steps": self.done,
+            "tokens": self.done * tokens,
+            "loss": lines[-1]["loss"] if lines else None,
+            "held_out_loss": held.loss,
+            "unigram_entropy": held.unigram_entropy,
+            "held_out_tokens": held.tokens,
+            "held_out": held.losses,
+            "tokens_per_s": round(self._timed * tokens / self._seconds, 1) if self._timed else None,
+            "memory": used_memory(self.device),
+        }
+        write_json(self.folder.path / "result.json", result)
+        below = held.unigram_entropy - held.loss
+        self._progress.say(
+            f"held-out loss {held.loss:.4f} nats on {held.tokens:,} tokens; their unigram entropy is "
+            f"{held.unigram_entropy:.4f}, {abs(below):.4f} {'more' if below >= 0 else 'less'}"
+        )
+        picture = self.folder.path / "loss.png"
+        missing = plot_loss(self.folder.log, picture, self.recipe.model, held.unigram_entropy)
+        self._progress.say(missing or f"loss plot: {picture}")
+        self._progress.say(f"done: {self.folder.path}")
+
+    def _end_step(self, done: int) -> None:
+        line = self._line
+        assert line is not None and line["step"] == done, f"step {done} ended without a report"
+        self.done, last = done, done == self.steps
+        due = last or done % self.facts.save_every == 0
+        if due and not self._stop.signal:
+            held = self._evaluate(HELD_OUT_AT_END if last else HELD_OUT_AT_SAVE)
+            self._held = held if last else None
+            line["held_out"] = held.loss
+        self._log.write(line)  # before the checkpoint: a resumed run cuts lines off, but cannot add them
+        if due or self._stop.signal:
+            path = self._save()
+            measured = f", held-out loss {line['held_out']:.4f}" if "held_out" in line else ""
+            self._progress.say(f"step {done:,}{measured}, saved {path.name}")
+        if self._stop.signal and not last:
+            self._progress.say(f"stopped; go on with:\n  {self._resume_command()}")
+            sys.exit(128 + self._stop.signal)
+
+    def _save(self) -> Path:
+        position = Position(
+            step=self.done,
+            sequences=self.done * self.recipe.sequences,
+            seed=self.facts.seed,
+            spec_hash=self.facts.spec_hash,
+            text=self._tokens.manifest.text,
+        )
+        return write_checkpoint(
+            self.folder.checkpoints, self.done, position=position, keep=self.recipe.save_keep, **self._state()
+        )
+
+    def _state(self) -> dict[str, State]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def _evaluate(self, most: int) -> HeldOut:
+        return evaluate(
+            self.model,
+            self.objective,
+            self._tokens.held,
+            self._tokens.manifest.end,
+            self.recipe.length,
+            self.facts.microbatch,
+            self.device,
+            most,
+        )
+
+    def _not_finite(self, step: int, name: str, value: float) -> Problem:
+        term = "" if name == "loss" else f" ({name})"
+        there = list_checkpoints(self.folder.checkpoints)
+        way = "try a lower learning rate, a longer warmup, or --precision fp32"
+        if there:
+            way += f"; {there[-1]} was saved before"
+        return Problem(f"the loss{term} of step {step:,} is {value}", way)
+
+    def _resume_command(self) -> str:
+        script = self.folder.code(self.facts.model) / "train.py"
+        return shlex.join(["python", str(script), "--out", str(self.folder.path), "--resume"])
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed for each step, unlike those of other steps and other seeds."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{step}".encode()).digest()[:8], "little") >> 1

@@ -167,3 +167,27 @@ def region_counts(op: Op) -> tuple[int, ...]:
     """How often each region of an operation runs."""
     counts = getattr(op.attributes, "region_counts", None)
     return counts if counts is not None else (1,) * len(op.regions)
+
+
+def captures(op: Op) -> tuple[Value, ...]:
+    """The values that an operation's bodies see from outside, in order of first use."""
+    found: dict[Value, None] = {}
+    for region in op.regions:
+        for value in free_values(region):
+            found[value] = None
+    return tuple(found)
+
+
+def free_values(region: Region) -> tuple[Value, ...]:
+    """Values used in a region, or in those within it, that it does not define."""
+    inside = set(region.arguments)
+    found: dict[Value, None] = {}
+    for op in region.ops:
+        for value in (*op.operands, *captures(op)):
+            if value not in inside:
+                found[value] = None
+        inside |= set(op.results)
+    for value in region.results:
+        if value not in inside:
+            found[value] = None
+    return tuple(found)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 
 from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 
-from ..ir import Op, Region, Value
+from ..ir import Op, Region, Value, free_values
 from ..ops.experts import Experts
 from ..ops.structure import Block, Extern, Repeat
 from ..ops.weights import Weights
 from .expression import TORCH_DTYPES, Modules
-from .function import Function, Line, free_values, suffixed
+from .function import Function, Line, suffixed
 from .names import Names
-from .text import Text, camel, fit, number, singular
+from .text import WIDTH, Text, camel, fit, number, singular
 
 
 @dataclass(slots=True)
@@ -57,8 +58,12 @@ class Classes:
 
 
 def docstring(doc: str, indent: str = "    ") -> list[str]:
-    lines = doc.split("\n")
-    if len(lines) == 1:
+    """A doc comment as a docstring, its paragraphs filled anew."""
+    lines: list[str] = []
+    for paragraph in doc.split("\n\n"):
+        filled = textwrap.wrap(" ".join(paragraph.split()), WIDTH - len(indent) - 3)
+        lines += ([""] if lines else []) + filled
+    if len(lines) == 1 and len(lines[0]) + len(indent) + 6 <= WIDTH:
         return [f'{indent}"""{lines[0]}"""']
     return [f'{indent}"""{lines[0]}', *(f"{indent}{line}".rstrip() for line in lines[1:]), f'{indent}"""']
 

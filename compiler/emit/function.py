@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dskc.dsl.source import Span
 
-from ..ir import Op, Region, TensorType, Value
+from ..ir import Op, Region, TensorType, Value, captures
 from ..ops.base import Operation
 from ..ops.experts import Experts
 from ..ops.structure import Block, Keep, Repeat
@@ -217,27 +217,3 @@ def use_counts(region: Region) -> Counter[Value]:
         counts.update(op.operands)
         counts.update(captures(op))
     return counts
-
-
-def captures(op: Op) -> tuple[Value, ...]:
-    """The values that an operation's bodies see from outside, in order of first use."""
-    found: dict[Value, None] = {}
-    for region in op.regions:
-        for value in free_values(region):
-            found[value] = None
-    return tuple(found)
-
-
-def free_values(region: Region) -> tuple[Value, ...]:
-    """Values used in a region, or in those within it, that it does not define."""
-    inside = set(region.arguments)
-    found: dict[Value, None] = {}
-    for op in region.ops:
-        for value in (*op.operands, *captures(op)):
-            if value not in inside:
-                found[value] = None
-        inside |= set(op.results)
-    for value in region.results:
-        if value not in inside:
-            found[value] = None
-    return tuple(found)

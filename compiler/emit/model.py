@@ -10,10 +10,9 @@ from .names import Names
 from .text import WIDTH, Text, fit, number
 
 
-def emit_model(graph: Graph) -> list[Line]:
-    """The lines of model.py below its header."""
-    names = Names(graph)
-    classes = Classes(names)
+def emit_model(graph: Graph, classes: Classes) -> list[Line]:
+    """The lines of model.py below its header. `classes` is filled with those that it defines."""
+    names = classes.names
     top = _model(graph, classes)
     names.use("dskc.runtime.modules", "SpecModule")
     body = classes.lines()
@@ -51,13 +50,10 @@ def _imports(names: Names) -> list[str]:
 
 def module_docstring(graph: Graph) -> list[str]:
     """What the model is, how large, and what its axes are called."""
-    doc = (graph.doc or graph.name).split("\n")
-    count = f"{total_parameters(graph):,} parameters."
-    first = doc[0] if len(doc) > 1 or len(doc[0]) + len(count) + 5 > WIDTH else f"{doc[0]}  {count}"
-    lines = [f'"""{first}', *doc[1:]]
-    if first == doc[0]:
-        lines.append(count)
-    return [*lines, "", *axes_legend(graph), '"""']
+    doc = f"{graph.doc or graph.name}  {total_parameters(graph):,} parameters."
+    lines = docstring(doc, "")
+    first = lines[0].removesuffix('"""')
+    return [first, *(line for line in lines[1:] if line != '"""'), "", *axes_legend(graph), '"""']
 
 
 def axes_legend(graph: Graph) -> list[str]:

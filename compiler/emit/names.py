@@ -84,5 +84,5 @@ class Names:
 
 def _import_order(name: str) -> tuple[int, str]:
     """Constants, then classes, then functions, as isort has it."""
-    rank = 0 if name.isupper() else 1 if name[0].isupper() else 2
+    rank = 0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2
     return rank, name

@@ -33,8 +33,7 @@ class ShapeError(Exception):
 class Saved:
     """What backward holds on to: values that exist anyway, and elements that only the operation knows of.
 
-    An extra's kind is a dtype, or `wide` (an fp32 copy, needed when the compute dtype is narrower), or `cast` (a copy of
-    a weight in the compute dtype, needed when it is stored in another).
+    An extra's kind is a dtype by name. (Copies of weights in the compute dtype are counted by the ledger, for all alike.)
     """
 
     values: tuple[Value, ...] = ()

@@ -43,8 +43,8 @@ class Linear(Operation):
     def saved(self, op: Op) -> Saved:
         x = op.operands[0]
         if self.compute is not None and x.type.dtype != self.compute:
-            return Saved(extra=((x.type.elements, "wide"), (op.operands[1].type.elements, "cast")))
-        return Saved((x,), ((op.operands[1].type.elements, "cast"),))
+            return Saved(extra=((x.type.elements, self.compute),))
+        return Saved((x,))
 
     def emit(self, call: Call) -> Text:
         x = call.operand(0)

@@ -27,7 +27,7 @@ class RmsNorm(Operation):
 
     def saved(self, op: Op) -> Saved:
         elements = op.result.type.elements
-        return Saved((op.operands[0],), ((elements, "wide"), (elements, "fp32")))
+        return Saved(extra=((elements, "fp32"), (elements, "fp32")))  # x and x normalised, both wide
 
     def emit(self, call: Call) -> Text:
         return call.apply(call.module(1), call.operand(0))

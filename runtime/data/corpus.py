@@ -72,7 +72,7 @@ class Corpus:
 
     def summary(self) -> str:
         """`812 documents, 14.1 MB; skipped 3 binary, 1 empty`."""
-        text = f"{len(self.documents):,} documents, {self.bytes / 1e6:,.1f} MB"
+        text = f"{len(self.documents):,} document{'s' * (len(self.documents) != 1)}, {self.bytes / 1e6:,.1f} MB"
         if self.skipped:
             text += "; skipped " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
         return text

@@ -49,7 +49,7 @@ def _line_start(path: Path, start: int, stop: int, near: int) -> int:
     """The byte at or before `near` where a line begins, at most half the text back; without one, where a character
     does.
     """
-    back = max(start, near - (stop - start) // 2)
+    back = min(max(start, near - (stop - start) // 2), max(start, near - 3))  # a character has at most 4 bytes
     with path.open("rb") as file:
         file.seek(back)
         text = file.read(near - back + 1)
@@ -57,6 +57,6 @@ def _line_start(path: Path, start: int, stop: int, near: int) -> int:
     if line:
         return back + line
     at = len(text) - 1
-    while at > 0 and text[at] & 0xC0 == 0x80:  # a later byte of a character (RFC 3629, section 3)
+    while text[at] & 0xC0 == 0x80:  # a later byte of a character (RFC 3629, section 3)
         at -= 1
     return back + at

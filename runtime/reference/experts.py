@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .context import Context
 from .routing import expert_counts
 
 
@@ -52,11 +53,11 @@ class _Spread(torch.autograd.Function):
         return x_TD.index_select(0, order_R // k)
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-        _, _, home_R, ctx.k = inputs
-        ctx.save_for_backward(home_R)
+    def setup_context(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        home_R, k = inputs[2:]
+        ctx.save_for_backward(home_R.view(-1, k))
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient_RD: Tensor) -> tuple[Tensor, None, None, None]:
-        (home_R,) = ctx.saved_tensors
-        return gradient_RD.index_select(0, home_R).view(-1, ctx.k, gradient_RD.shape[-1]).sum(1), None, None, None
+    def backward(ctx: Context, gradient_RD: Tensor) -> tuple[Tensor, None, None, None]:
+        (home_TK,) = ctx.saved_tensors
+        return gradient_RD[home_TK].sum(1), None, None, None

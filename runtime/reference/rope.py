@@ -43,17 +43,19 @@ def rope(x: Tensor, cos_SE: Tensor, sin_SE: Tensor, pairs: Literal["half", "inte
     float32 at least; the result has the shape and dtype of x.
     """
     half = cos_SE.shape[-1]
-    width = 2 * half
-    assert width <= x.shape[-1], f"cannot rotate {width} of a last axis of {x.shape[-1]}"
+    rest = x.shape[-1] - 2 * half
+    assert rest >= 0, f"cannot rotate {2 * half} of a last axis of {x.shape[-1]}"
     shape = (cos_SE.shape[0], *[1] * (x.ndim - 3), half)  # one angle for all heads
     cos, sin = cos_SE.view(shape), sin_SE.view(shape)
-    turned, passed = wide(x[..., :width]), x[..., width:]
     if pairs == "half":
-        a, b = turned[..., :half], turned[..., half:]
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        a, b, passed = torch.split(x, [half, half, rest], dim=-1)
     else:
         assert pairs == "interleaved", pairs
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    turned = turned.to(x.dtype)
-    return turned if passed.shape[-1] == 0 else torch.cat((turned, passed), dim=-1)
+        turned, passed = torch.split(x, [2 * half, rest], dim=-1)
+        a, b = turned.unflatten(-1, (half, 2)).unbind(-1)
+    a, b = wide(a), wide(b)
+    a, b = (a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype)
+    if pairs == "half":
+        return torch.cat((a, b, passed) if rest else (a, b), dim=-1)
+    turned = torch.stack((a, b), dim=-1).flatten(-2)
+    return torch.cat((turned, passed), dim=-1) if rest else turned

@@ -110,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ..train import load_model  # the trainer's package, which only a run folder needs
 
     model, serve, tokenizer = load_model(options.run, device=options.device)
-    model.eval()
+    if tokenizer is None:
+        raise Problem(f"{options.run} has no tokenizer.json", help="copy the model's tokenizer.json into the folder")
     sys.stdout.write(options.prompt)
     sys.stdout.flush()
     for piece in stream(model, serve, tokenizer, options.prompt, options.max_tokens, sampler):

@@ -22,10 +22,9 @@ FORMAT = 1  # of run.json and of what it speaks of
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run is, kept in run.json. An imported model has no recipe: there only the first five and `precision`
-    count.
+    """What a run is, kept in run.json. Of an imported model only the first four and `format` count; it has no recipe.
 
-    model: name of the package under code/. steps: to train for in all. microbatch, recompute: as chosen when it
+    model: name of the package under code/. trainer: file in it that trains. steps: to train for in all. microbatch, recompute: as chosen when it
     began, kept so that a resumed run computes the same numbers. threads: of torch on the CPU, on which they depend
     there.
     """
@@ -37,6 +36,7 @@ class Facts:
     format: int = FORMAT
     recipe: Recipe | None = None
     plan: str | None = None
+    trainer: str = "train.py"
     steps: int = 0
     save_every: int = 0
     seed: int = 0

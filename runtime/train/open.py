@@ -33,7 +33,7 @@ class Opened:
     position: Position | None = None
 
 
-def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path) -> Opened:
+def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
     """A new run, its folder staged. Raises Problem for whatever stands in its way."""
     require_new(options.out)
     device = find_device(options.device)
@@ -52,6 +52,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path) ->
         precision=precision,
         recipe=recipe,
         plan=name,
+        trainer=trainer,
         steps=options.steps or recipe.steps,
         save_every=options.save_every or recipe.save_every,
         seed=options.seed or 0,
@@ -72,14 +73,16 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path) ->
         copy_package(package, folder.code(facts.model))
         write_json(folder.path / "environment.json", environment(device))
         folder.write(facts)
-    except BaseException:
+    except BaseException as error:
         staging.discard()
+        if isinstance(error, OSError):
+            raise Problem(f"--out {options.out} cannot be written: {error.strerror or error}") from error
         raise
     _count_tokens(tokens)
     return Opened(RunFolder(options.out), facts, device, tokens, staging)
 
 
-def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path) -> Opened:
+def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
     """A run that goes on from its last checkpoint; what the options leave open stays as it was."""
     folder = RunFolder(options.out)
     if not options.out.is_dir():
@@ -89,7 +92,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
         raise Problem(
             f"--resume: {options.out} holds an imported model, not a training run", "begin one with another --out"
         )
-    _require_same_spec(before, recipe, folder, package)
+    _require_same_spec(before, recipe, folder, package, trainer)
     checkpoint, position = find_checkpoint(folder.checkpoints)
     if options.seed not in (None, before.seed):
         raise Problem(
@@ -144,9 +147,10 @@ def _plan(options: Options, name: str | None) -> tuple[str | None, Plan]:
     else:
         raise Problem(f"--plan {chosen}: there is no such plan", "it can be " + ", ".join(plans) if plans else None)
     if plan.devices != 1:
+        others = [known for known, own in plans.items() if own.devices == 1]
         raise Problem(
             f"the plan `{chosen}` is for {plan.devices} devices, and this trainer runs on one",
-            "choose another with --plan: " + ", ".join(known for known, own in plans.items() if own.devices == 1),
+            "choose another with --plan: " + ", ".join(others) if others else "add a plan for one device to the spec",
         )
     if options.microbatch is not None:
         plan = replace(plan, microbatch=options.microbatch)
@@ -195,7 +199,7 @@ def _tokens_again(options: Options, folder: RunFolder, recipe: Recipe, position:
     return prepare_tokens(folder.data, folder.tokenizer, corpus, recipe.vocabulary, options.tokenizer)
 
 
-def _require_same_spec(before: Facts, recipe: Recipe, folder: RunFolder, package: Path) -> None:
+def _require_same_spec(before: Facts, recipe: Recipe, folder: RunFolder, package: Path, trainer: str) -> None:
     if before.spec_hash == recipe.spec_hash:
         return
     lines = []
@@ -207,12 +211,11 @@ def _require_same_spec(before: Facts, recipe: Recipe, folder: RunFolder, package
             and getattr(before.recipe, field.name) != getattr(recipe, field.name)
         ]
     old = folder.code(before.model)
-    for name in ("model.py", "train.py"):
-        lines += _diff(old / name, package / name)
+    lines += _diff(old / "model.py", package / "model.py") + _diff(old / before.trainer, package / trainer)
     shown = lines[:40] + ([f"  and {len(lines) - 40} lines more"] if len(lines) > 40 else [])
     raise Problem(
         f"--resume: {folder.path} was begun with another spec (then -, now +):\n" + "\n".join(shown),
-        f"go on with the code of then: python {old / 'train.py'} --out {folder.path} --resume; or begin another run",
+        f"go on with the code of then: python {old / before.trainer} --out {folder.path} --resume; or begin another run",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import shlex
 import sys
 import time
@@ -71,7 +72,9 @@ class Run:
         text, at every save and at the end. Raises Problem; a new run's folder comes to be only when its first step
         begins.
         """
-        opened = (open_resumed if options.resume else open_new)(options, recipe, ledger, package)
+        written_in = Path(inspect.getfile(objective))  # a package has a trainer for each `train` section
+        trainer = written_in.name if written_in.parent.resolve() == package.resolve() else "train.py"
+        opened = (open_resumed if options.resume else open_new)(options, recipe, ledger, package, trainer)
         return cls(opened, recipe, ledger, objective)
 
     def build(self, model_class: type[M], init: Initialiser) -> M:
@@ -161,8 +164,8 @@ class Run:
         write_json(self.folder.path / "result.json", result)
         below = held.unigram_entropy - held.loss
         self._progress.say(
-            f"held-out loss {held.loss:.4f} nats on {held.tokens:,} tokens; their unigram entropy is "
-            f"{held.unigram_entropy:.4f}, {abs(below):.4f} {'more' if below >= 0 else 'less'}"
+            f"held-out loss {held.loss:.4f} nats on {held.tokens:,} tokens, {abs(below):.4f} "
+            f"{'below' if below >= 0 else 'above'} their unigram entropy of {held.unigram_entropy:.4f}"
         )
         picture = self.folder.path / "loss.png"
         missing = plot_loss(self.folder.log, picture, self.recipe.model, held.unigram_entropy)
@@ -223,7 +226,7 @@ class Run:
         return Problem(f"the loss{term} of step {step:,} is {value}", way)
 
     def _resume_command(self) -> str:
-        script = self.folder.code(self.facts.model) / "train.py"
+        script = self.folder.code(self.facts.model) / self.facts.trainer
         return shlex.join(["python", str(script), "--out", str(self.folder.path), "--resume"])
 
 

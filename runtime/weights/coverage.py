@@ -118,7 +118,8 @@ def _left_over(
         if any(fnmatchcase(name, pattern) for pattern in rules.ignored):
             ignored += 1
             continue
-        others = [source.find(original[copies[name]])] if copies.get(name) in original else list(used)
+        only = source.find(original[copies[name]]) if copies.get(name) in original else None
+        others = [only] if only is not None else list(used)
         others = [other for other in others if other in used and source.shape(other) == source.shape(name)]
         if name not in copies or not others:
             faults.extra.append(name)

@@ -122,7 +122,7 @@ class GgufSource:
         import gguf
 
         architecture = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[self.architecture]
-        return gguf.get_tensor_name_map(architecture, int(self.field(f"{self.architecture}.block_count", 0)))
+        return gguf.get_tensor_name_map(architecture, int(str(self.field(f"{self.architecture}.block_count", 0))))
 
 
 def open_reader(path: Path) -> GGUFReader:

@@ -12,7 +12,7 @@ from dskc.dsl.source import Source, Span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SPEC = (Path(__file__).parent / "dense_sample.dsk").read_text(encoding="utf-8")
+SPEC = (Path(__file__).parent / "samples" / "dense.dsk").read_text(encoding="utf-8")
 TP12 = Source("specs/deepseek_7b.dsk", SPEC.replace("tp = 8 }", "tp = 12 }"))
 SWIGLOO = Source("specs/deepseek_7b.dsk", SPEC.replace("x += swiglu(", "x += swigloo("))
 SPEC_SOURCE = Source("specs/deepseek_7b.dsk", SPEC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dskc.runtime.reference.flops  # noqa: F401
 import pytest
 import torch
 from dskc.runtime.reference import (

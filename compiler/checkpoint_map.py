@@ -1,0 +1,152 @@
+"""`checkpoint` items as the rules that `runtime/weights` reads: which of a checkpoint's tensors each parameter is made of."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from dskc.dsl import syntax as s
+from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
+from dskc.dsl.dims import Dim
+from dskc.dsl.source import Span
+from dskc.dsl.suggest import did_you_mean
+
+from .evaluate import Evaluator
+from .frame import Frame, Shared
+from .builder import Builder
+from .ir import Axis, Graph
+from .parameters import parameters
+from .program import ModelSource, Scope
+from .values import POISON
+
+Json = dict[str, "str | int | Json"]
+TRANSFORMS: dict[str, tuple[str, ...]] = {
+    "stack": (),
+    "transpose": (),
+    "rows": ("from", "to"),
+    "interleave": ("parts", "part"),
+    "permute_rope": ("heads",),
+}
+
+
+def checkpoint_rules(model: ModelSource, graph: Graph, problems: Diagnostics) -> list[Json]:
+    """The rules of a model's `weights`, those of parameters that it has."""
+    rules: list[Json] = []
+    for name in model.weights:
+        assert model.weights_scope is not None
+        rules += _Reader(graph, problems).rules(name, model.weights_scope)
+    used = {tensor for rule in rules if "value" in rule for tensor in _tensors(rule["value"])}
+    return [rule for rule in rules if "same" not in rule or (rule["as"] in used and rule["same"] not in used)]
+
+
+def _tensors(value: str | int | Json) -> list[str]:
+    if not isinstance(value, dict):
+        return []
+    return [str(value["name"])] if value["op"] == "tensor" else _tensors(value["of"])
+
+
+class _Reader:
+    def __init__(self, graph: Graph, problems: Diagnostics) -> None:
+        self.graph = graph
+        self.problems = problems
+        self.patterns = {info.pattern for info in parameters(graph)}
+
+    def rules(self, name: s.Name, scope: Scope, seen: tuple[str, ...] = ()) -> list[Json]:
+        item = scope.names.get(name.text)
+        if not isinstance(item, s.Checkpoint) or name.text in seen:
+            if not scope.broken:
+                maps = [n for n, d in scope.names.items() if isinstance(d, s.Checkpoint)]
+                near = did_you_mean(name.text, maps)
+                label = f"did you mean `{near}`?" if near else "name a `checkpoint` of this file, or import one"
+                title = f"no checkpoint map is called `{name.text}`"
+                self.problems.add(Diagnostic("DSK0101", title, name.span, label))
+            return []
+        owner = scope.owners[name.text]
+        found: dict[str, Json] = {}
+        if item.base is not None:
+            for rule in self.rules(item.base, owner, (*seen, name.text)):
+                found[_key(rule)] = rule
+        said: dict[str, Span] = {}
+        for entry in item.section.entries:
+            rule = self._entry(entry, owner)
+            if rule is None:
+                continue
+            key = _key(rule)
+            if key in said:
+                marks = (Mark(said[key], "first here"),)
+                self._report("DSK0108", f"`{key}` is mapped twice", entry.span, "again here", marks)
+            said[key] = entry.span
+            found[key] = rule
+        return [rule for rule in found.values() if "parameter" not in rule or rule["parameter"] in self.patterns]
+
+    def _entry(self, entry: s.Entry, scope: Scope) -> Json | None:
+        if isinstance(entry, s.Bad):
+            return None
+        if isinstance(entry, s.Setting) and entry.bare and entry.key.text == "ignore" and isinstance(entry.value, s.String):
+            return {"ignore": entry.value.value}
+        if isinstance(entry, s.Setting) and entry.bare and entry.key.text == "tied" and isinstance(entry.value, s.List):
+            names = [item.value for item in entry.value.items if isinstance(item, s.String)]
+            if len(names) == 2:
+                return {"same": names[0], "as": names[1]}
+        if not isinstance(entry, s.Setting) or entry.bare:
+            help_ = 'entries are `path = "name"`, `ignore "pattern"` and `tied ["copy", "original"]`'
+            self._report("DSK0174", "this is no entry of a checkpoint map", entry.span, help_)
+            return None
+        value = self._value(entry.value, scope)
+        if value is None:
+            return None
+        pattern = entry.key.text
+        if pattern not in self.patterns:
+            pattern = f"{pattern}.weight"
+        if pattern in self.patterns and not self._indices(entry, pattern, value):
+            return None
+        return {"parameter": pattern, "value": value}
+
+    def _indices(self, entry: s.Setting, pattern: str, value: Json) -> bool:
+        for tensor in _tensors(value):
+            if tensor.count("*") != pattern.count("*"):
+                title = f"`{entry.key.text}` has {pattern.count('*')} `*`, and the name it maps to {tensor.count('*')}"
+                self._report("DSK0174", title, entry.value.span)
+                return False
+        return True
+
+    def _value(self, node: s.Expression, scope: Scope) -> Json | None:
+        if isinstance(node, s.String):
+            return {"op": "tensor", "name": node.value}
+        if isinstance(node, s.Call) and node.callee.text in TRANSFORMS and node.arguments:
+            return self._transform(node, scope)
+        text = node.callee.text if isinstance(node, s.Call) else node.span.text
+        near = did_you_mean(text, TRANSFORMS)
+        label = f"did you mean `{near}`?" if near else f"write a name in quotes, or {', '.join(TRANSFORMS)} of one"
+        self._report("DSK0174", f"`{text}` is no tensor of a checkpoint", node.span, label)
+        return None
+
+    def _transform(self, node: s.Call, scope: Scope) -> Json | None:
+        of = self._value(node.arguments[0].value, scope)
+        if of is None:
+            return None
+        found: Json = {"op": node.callee.text, "of": of}
+        frame = Frame(Shared(self.problems, self.graph.sizes), scope, Builder(""))
+        for dim in self.graph.dims:
+            frame.dims[dim.name] = Axis(dim.name, dim.equation or Dim.of(dim.name))
+        evaluator = Evaluator(lambda *_: POISON)
+        for argument in node.arguments[1:]:
+            label = argument.label.text if argument.label else None
+            number = evaluator.number(evaluator.evaluate(argument.value, frame), frame)
+            if label not in TRANSFORMS[node.callee.text] or not isinstance(number, Fraction):
+                takes = ", ".join(TRANSFORMS[node.callee.text]) or "nothing else"
+                self._report("DSK0174", f"`{node.callee.text}` takes {takes}", argument.span)
+                return None
+            found[label] = int(number)
+        missing = [name for name in TRANSFORMS[node.callee.text] if name not in found]
+        if missing:
+            self._report("DSK0174", f"`{node.callee.text}` also needs {', '.join(missing)}", node.span)
+            return None
+        return found
+
+    def _report(self, code: str, title: str, span: Span, label: str = "", marks: tuple[Mark, ...] = ()) -> None:
+        self.problems.add(Diagnostic(code, title, span, label, marks))
+
+
+def _key(rule: Json) -> str:
+    """What a rule is about: one rule of a kind about the same thing replaces the other."""
+    return next(f"{kind} {rule[kind]}" for kind in ("parameter", "ignore", "same") if kind in rule)

@@ -1,0 +1,248 @@
+"""serve.py: prefill and decode. The same graph as functions over the model's modules, with what blocks keep in a cache."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..ir import Axis, Graph, Op, Region, Value, captures, walk
+from ..ops.experts import Experts
+from ..ops.structure import Block, Keep, Repeat
+from .classes import Classes, capture_parameters, own_modules, return_lines
+from .function import Function, Line, suffixed
+from .model import signature
+from .names import Names
+from .text import Text, call, fit
+
+
+@dataclass(slots=True)
+class ServeFile:
+    """The functions of serve.py, innermost first, each once for each class that keeps something."""
+
+    names: Names
+    classes: Classes
+    functions: dict[str, list[Line]] = field(default_factory=dict)
+
+    def of_region(self, region: Region, op: Op) -> str:
+        """The function for the region of a block or of a layer."""
+        made = self.classes.by_region[id(region)]
+        name = f"_{_snake(made)}"
+        if name not in self.functions:
+            self.functions[name] = self._function(region, op, name, made)
+        return name
+
+    def _function(self, region: Region, op: Op, name: str, made: str) -> list[Line]:
+        self.names.use(".model", made)
+        function = Serving(self.names, own_modules(region), op.span, serving=True, indent="    ", file=self)
+        parameters = [f"self: {made}"]
+        parameters += [f"{function.bind(value)}: Tensor" for value in region.arguments]
+        parameters += capture_parameters(function, serving_captures(region))
+        parameters.append("cache: Cache")
+        wanted = region.results[: kept_results(op)]
+        function.part(region, wanted)
+        results = [function.take(value) for value in wanted]
+        returned = "Tensor" if len(results) == 1 else f"tuple[{', '.join(['Tensor'] * len(results))}]"
+        head = fit("", f"def {name}", tuple(parameters), f" -> {returned}:")
+        last = region.ops[-1].span if region.ops else op.span
+        closing = [Line(line.text[4:], line.span) for line in return_lines(results, last)]
+        return [*(Line(text, op.span) for text in head), *function.lines, *closing]
+
+
+def _snake(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
+
+
+def kept_results(op: Op) -> int:
+    """How many results of a block or repeat are not losses: those that serving has use for."""
+    attributes = op.attributes
+    assert isinstance(attributes, Block | Repeat)
+    return attributes.results if isinstance(attributes, Block) else attributes.carried
+
+
+def keeps(op: Op) -> bool:
+    """Whether decoding holds on to something within an operation."""
+    return isinstance(op.attributes, Keep) or any(
+        isinstance(inner.attributes, Keep) for region in op.regions for inner, _ in walk(region)
+    )
+
+
+def serving_captures(region: Region) -> tuple[Value, ...]:
+    """What a body sees from outside while serving: there are no documents to tell apart."""
+    found: dict[Value, None] = {}
+    inside = set(region.arguments)
+    for op in region.ops:
+        for value in (*op.operands, *captures(op)):
+            if value not in inside and value.name != "documents":
+                found[value] = None
+        inside |= set(op.results)
+    return tuple(found)
+
+
+@dataclass(slots=True)
+class Serving(Function):
+    """A body with a cache: kept values come back with all positions so far, and only what is wanted is computed."""
+
+    file: ServeFile | None = None
+
+    def part(self, region: Region, wanted: tuple[Value, ...], after: int | None = None) -> None:
+        """The operations that `wanted` needs. After operation `after`, nothing looks along the sequence any more."""
+        ops = live(region, wanted)
+        uses = _uses(ops, wanted)
+        self.left.update(uses)
+        final = ops[-1] if ops and ops[-1].results == wanted else None
+        for op in ops:
+            self.operation(op, uses, last=op is final)
+            if after is not None and op is region.ops[after]:
+                self.last_position(op)
+
+    def take(self, value: Value) -> Text:
+        if value.name == "documents" and value not in self.texts:
+            return Text("None")  # a cache holds one document a row: masks leave the term out
+        return Function.take(self, value)
+
+    def last_position(self, op: Op) -> None:
+        """Keeps the newest position of what goes on from here: only its logits are wanted."""
+        for value in op.results:
+            if self.left[value] > 0:
+                text = self.texts[value]
+                self.write(f"{text} = {text}[:, -1:]  # only the newest position goes on", op.span)
+
+    def keep(self, op: Op) -> None:
+        assert isinstance(op.attributes, Keep)
+        arguments = tuple(
+            f"{name}={self.take(value)}" for name, value in zip(op.attributes.names, op.operands, strict=True)
+        )
+        targets = []
+        for name, value in zip(op.attributes.names, op.results, strict=True):
+            axes = value.type.axes
+            kind = value.type.with_axes((axes[0], Axis("T", axes[1].size), *axes[2:]))
+            targets.append(self.bind(value, suffixed(name, kind)))
+        self.assign(", ".join(targets) + ("," if len(targets) == 1 else ""), call("cache.keep", arguments), op.span)
+
+    def invoke(self, op: Op, operands: tuple[Text, ...]) -> Text:
+        attributes = op.attributes
+        if not keeps(op) or isinstance(attributes, Experts):
+            return Function.invoke(self, op, operands)
+        assert isinstance(attributes, Block) and self.file is not None
+        name = attributes.path.rsplit(".", 1)[-1]
+        function = self.file.of_region(op.regions[0], op)
+        return call(function, (f"self.{name}", *map(str, operands), *self.captured(op), f'cache.at("{name}")'))
+
+    def captured(self, op: Op) -> tuple[str, ...]:
+        values = (value for value in captures(op) if value.name != "documents")
+        return tuple(dict.fromkeys(str(self.take(value)) for value in values))
+
+    def targets(self, op: Op) -> str:
+        if isinstance(op.attributes, Block) and keeps(op):
+            kept = op.results[: kept_results(op)]
+            return ", ".join(self.bind(v, suffixed(v.name or op.attributes.path.rsplit(".", 1)[-1], v.type)) for v in kept)
+        return Function.targets(self, op)
+
+    def loop_head(self, item: str, name: str) -> str:
+        return f"for i, {item} in enumerate(self.{name}):"
+
+    def enter_loop(self, op: Op) -> tuple[str, ...]:
+        carried = []
+        for operand, result in zip(op.operands, op.results, strict=False):
+            text = str(self.take(operand))
+            chosen = self.bind(result, suffixed(result.name or "x", result.type))
+            if text != chosen:
+                self.write(f"{chosen} = {text}", op.span)
+            carried.append(chosen)
+        return tuple(carried)
+
+    def repeat(self, op: Op) -> None:
+        attributes = op.attributes
+        assert isinstance(attributes, Repeat) and self.file is not None
+        if not keeps(op):
+            Function.repeat(self, op)
+            return
+        carried = self.enter_loop(op)
+        name = attributes.path.rsplit(".", 1)[-1]
+        item = name[:-1] if name.endswith("s") and len(name) > 2 else f"{name}_item"
+        captured = self.captured(op)
+        functions = [self.file.of_region(region, op) for region in op.regions]
+        self.write(self.loop_head(item, name), op.span)
+        outer, self.indent = self.indent, f"{self.indent}    "
+        arguments = (item, *carried, *captured, f'cache.at("{name}", i)')
+        for n, (region, function) in enumerate(zip(op.regions, functions, strict=True)):
+            made = self.file.classes.by_region[id(region)]
+            if len(functions) > 1:
+                word = "if" if n == 0 else "elif"
+                self.file.names.use(".model", made)
+                self.write(f"{word} isinstance({item}, {made}):", op.span)
+                self.indent = f"{outer}        "
+            self.assign(", ".join(carried), call(function, arguments), op.span)
+            self.indent = f"{outer}    "
+        self.indent = outer
+
+
+def live(region: Region, wanted: tuple[Value, ...]) -> list[Op]:
+    """The operations of a region that `wanted` depends on, and those that keep something."""
+    needed = set(wanted)
+    kept: list[Op] = []
+    for op in reversed(region.ops):
+        if keeps(op) or needed & set(op.results):
+            needed |= {*op.operands, *captures(op)}
+            kept.append(op)
+    return kept[::-1]
+
+
+def _uses(ops: list[Op], wanted: tuple[Value, ...]) -> Counter[Value]:
+    counts: Counter[Value] = Counter(wanted)
+    for op in ops:
+        counts.update(op.operands)
+        counts.update(captures(op))
+    return counts
+
+
+def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
+    """The lines of serve.py below its header; `classes` are those of model.py."""
+    names = Names(graph)
+    file = ServeFile(names, classes)
+    span = graph.span
+    function = Serving(names, own_modules(graph.body), span, serving=True, indent="    ", file=file)
+    parameters = ["self: Model"]
+    given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
+    parameters += [f"{function.bind(value, suffixed(name, value.type))}: Tensor" for name, value in given]
+    wanted = graph.body.results[:1]
+    last = max((i for i, op in enumerate(graph.body.ops) if keeps(op)), default=None)
+    function.part(graph.body, wanted, last)
+    logits = function.take(wanted[0])
+    tokens = suffixed(given[0][0], given[0][1].type)
+    names.use("dskc.runtime.serve.cache", "Cache")
+    names.use(".model", "Model")
+    axes = [axis.name for axis in wanted[0].type.axes if axis.name != "S"]
+    head = fit("", "def forward", (*parameters, "cache: Cache"), " -> Tensor:")
+    top = [Line(text, span) for text in head]
+    doc = f"{graph.results[0].capitalize()} [{', '.join(axes)}] of the last position; what the blocks keep joins the cache."
+    top.append(Line(f'    """{doc}"""', span))
+    top += function.lines
+    top.append(Line(f"    cache.advance({tokens}.shape[1])", span))
+    top.append(Line(f"    return {logits.at(3)}[:, -1]", span))
+    lines = [
+        f'"""Prefill and decode of {graph.name}: the same graph, with what its blocks keep in a cache.',
+        "",
+        signature(graph),
+        '"""',
+        "",
+        "from __future__ import annotations",
+        "",
+        *(["import torch"] if names.torch else []),
+        "from torch import Tensor",
+        "",
+    ]
+    out = [Line(text) for text in lines]
+    constants = {dim for dim in names.used_dims}
+    for dim in sorted(constants):
+        names.use(".model", dim)
+    local = {".model": names.imports.pop(".model")}
+    names.imports.pop("torch", None)
+    out += [Line(text) for text in names.import_lines()]
+    out.append(Line(""))
+    out += [Line(text) for text in Names(graph, local).import_lines()]
+    out += [Line(""), Line("")]
+    out += top
+    for body in reversed(file.functions.values()):
+        out += [Line(""), Line(""), *body]
+    return out

@@ -1,0 +1,57 @@
+"""Commands that run a model start the runtime or generated code by name, when called: the compiler itself never needs torch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from .compile import Output, write
+
+
+def _runtime(name: str) -> ModuleType:
+    return importlib.import_module(f"dskc.runtime.{name}")
+
+
+def runtime_problem() -> type[Exception]:
+    """The runtime's error for users."""
+    problem = _runtime("problem").Problem
+    assert issubclass(problem, Exception)
+    return problem
+
+
+def launch_trainer(outputs: list[Output], settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
+    """Runs the generated trainer of the last model. With settings, code goes into a folder of its own, not generated/."""
+    output = _placed(outputs[-1], settings)
+    write(output)
+    package = _load(output)
+    trainer = importlib.import_module(f"{package.__name__}.train")
+    sys.argv = [str(output.folder / "train.py"), *arguments]
+    _runtime("train").stop_on_problem(trainer.main)
+
+
+def launch_generate(arguments: tuple[str, ...]) -> None:
+    """Runs the runtime's sampler."""
+    sys.exit(_runtime("serve.generate").main(list(arguments)))
+
+
+def launch_import(outputs: list[Output], checkpoint: Path, out: Path, dtype: str | None, tokenizer: Path | None) -> None:
+    """Writes a run folder with the generated code and the weights of a checkpoint."""
+    output = outputs[-1]
+    plan = json.loads(output.files["plan.json"])
+    _runtime("weights.run").import_run(output.files, plan, checkpoint, out, dtype, tokenizer)
+
+
+def _placed(output: Output, settings: tuple[str, ...]) -> Output:
+    if not settings:
+        return output
+    from .emit.files import short_hash
+
+    key = short_hash("\0".join(settings))[:8]
+    return Output(output.model, output.folder.parent / ".set" / key / output.model, output.files)
+
+
+def _load(output: Output) -> ModuleType:
+    return _runtime("train.load").load_package(output.folder)

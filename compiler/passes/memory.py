@@ -1,0 +1,193 @@
+"""memory: what training holds, counted from the graph: parameters, what backward saves, what the loss takes.
+
+Elements for one sequence of the recipe's length. The runtime turns them into bytes with the precision, microbatch and
+recomputation that are chosen then; see `runtime/train/ledger.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dskc.dsl.dims import Dim
+
+from ..ir import DType, Graph, Op, Region, Value, walk
+from ..ops.attend import Attend
+from ..ops.base import Operation
+from ..ops.experts import Experts
+from ..ops.structure import Block, Extern, Keep, Repeat
+from ..parameters import total_parameters
+from ..recipe import TrainRecipe
+
+_BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Kept from forward to backward: elements in the compute dtype, in fp32, and bytes of all else."""
+
+    compute: int = 0
+    fp32: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatMemory:
+    """One copy of a repeat, the mean where copies differ."""
+
+    name: str
+    count: int
+    saved: Saved
+    input: int
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The first ledger: what one device must hold, before dtypes are known."""
+
+    params: int
+    repeats: tuple[RepeatMemory, ...]
+    rest: Saved
+    logits: int
+    moments: int
+    flops_per_token: int  # forward; causal attention counted as the half that it needs
+    flops_per_token_full: int  # forward; attention counted in full, as torch counts it
+
+
+def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
+    """Counts a graph for a recipe's sequence length."""
+    sizes = {**graph.sizes, **{name: 1 for name in _data(graph)}, "S": recipe.length}
+    top = _Count(sizes)
+    repeats = []
+    for op in graph.body.ops:
+        if isinstance(op.attributes, Repeat):
+            repeats.append(_repeat(op, sizes))
+            top.save(op.operands)
+        else:
+            top.op(op)
+    names = {term.result for term in recipe.objective if term.result}
+    logits = sum(
+        int(value.type.elements.evaluate(sizes))
+        for name, value in zip(graph.results, graph.body.results, strict=False)
+        if name in names
+    )
+    full, causal = flops(graph, recipe.length)
+    return Memory(
+        params=total_parameters(graph),
+        repeats=tuple(repeats),
+        rest=top.total(),
+        logits=logits,
+        moments=1 if recipe.optimizer.name == "lion" else 2,
+        flops_per_token=causal // recipe.length,
+        flops_per_token_full=full // recipe.length,
+    )
+
+
+def flops(graph: Graph, length: int, sequences: int = 1) -> tuple[int, int]:
+    """Floating-point operations of all matrix products in one forward pass: attention in full, and counted causally."""
+    sizes = {**graph.sizes, **{name: sequences for name in _data(graph)}, "S": length}
+    full = causal = 0
+    for op, times in walk(graph.body):
+        attributes = op.attributes
+        assert isinstance(attributes, Operation)
+        count = int(attributes.flops(op).evaluate(sizes)) * times
+        full += count
+        halved = isinstance(attributes, Attend) and attributes.mask is not None and "causal" in attributes.mask.names
+        causal += count // 2 if halved else count
+    return full, causal
+
+
+def _data(graph: Graph) -> set[str]:
+    return {s for v in graph.body.arguments for a in v.type.axes for s in a.size.symbols()} - graph.sizes.keys()
+
+
+def _repeat(op: Op, sizes: dict[str, int]) -> RepeatMemory:
+    attributes = op.attributes
+    assert isinstance(attributes, Repeat)
+    totals, params = [], 0
+    for region, count in zip(op.regions, attributes.region_counts, strict=True):
+        one = _Count(sizes)
+        one.region(region)
+        totals.append((one.total(), count))
+        params += count * sum(
+            int(inner.attributes.elements.evaluate(sizes)) * times
+            for inner, times in walk(region)
+            if inner.kind == "weights"
+        )
+    n = attributes.count
+    mean = Saved(*(sum(getattr(s, f) * c for s, c in totals) // n for f in ("compute", "fp32", "bytes")))
+    entering = sum(int(v.type.elements.evaluate(sizes)) for v in op.operands)
+    return RepeatMemory(attributes.path, n, mean, entering, params // n)
+
+
+@dataclass(slots=True)
+class _Count:
+    """What the operations of a region save, each tensor once, whatever it is called in the blocks that it passes."""
+
+    sizes: dict[str, int]
+    saved: dict[Value, None] = field(default_factory=dict)
+    same: dict[Value, Value] = field(default_factory=dict)
+    extra: dict[str, int] = field(default_factory=dict)
+    outer: set[Value] = field(default_factory=set)
+
+    def region(self, region: Region) -> None:
+        defined = {v for op, _ in walk(region) for v in op.results} | set(region.arguments)
+        for op in region.ops:
+            self.op(op)
+        self.outer |= {value for value in self.saved if value not in defined and self._original(value) not in defined}
+
+    def op(self, op: Op) -> None:
+        attributes = op.attributes
+        assert isinstance(attributes, Operation)
+        if isinstance(attributes, Keep):
+            self.same.update(zip(op.results, op.operands, strict=True))
+            return
+        if isinstance(attributes, Block):
+            (region,) = op.regions
+            self.same.update(zip(region.arguments, op.operands, strict=True))
+            for inner in region.ops:
+                self.op(inner)
+            self.same.update(zip(op.results, region.results, strict=True))
+        elif isinstance(attributes, Repeat):
+            for region, count in zip(op.regions, attributes.region_counts, strict=True):
+                for _ in range(count):
+                    for inner in region.ops:
+                        self.op(inner)
+        elif isinstance(attributes, Experts):
+            for inner in op.regions[0].ops:
+                self.op(inner)
+        elif isinstance(attributes, Extern):
+            self._more("compute", attributes.stated_saved)
+        saved = attributes.saved(op)
+        self.save(saved.values)
+        for size, kind in saved.extra:
+            self._more(kind, size)
+
+    def save(self, values: tuple[Value, ...]) -> None:
+        for value in values:
+            if value.type.dtype is not DType.PARAMS:
+                self.saved[self._original(value)] = None
+
+    def _original(self, value: Value) -> Value:
+        while value in self.same:
+            value = self.same[value]
+        return value
+
+    def _more(self, kind: str, size: Dim) -> None:
+        self.extra[kind] = self.extra.get(kind, 0) + int(size.evaluate(self.sizes))
+
+    def total(self) -> Saved:
+        compute = self.extra.get("compute", 0)
+        fp32 = self.extra.get("fp32", 0)
+        other = self.extra.get("int64", 0) * 8 + self.extra.get("bool", 0)
+        for value in self.saved:
+            if value in self.outer:
+                continue
+            elements = int(value.type.elements.evaluate(self.sizes))
+            if value.type.dtype is DType.COMPUTE:
+                compute += elements
+            elif value.type.dtype is DType.FP32:
+                fp32 += elements
+            else:
+                other += elements * _BYTES[value.type.dtype]
+        return Saved(compute, fp32, other)

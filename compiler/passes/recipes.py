@@ -1,0 +1,362 @@
+"""recipes: what `train`, `plan` and `serve` say, checked key by key and against the model; meshes and shards for legality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from dskc.dsl import syntax as s
+from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
+from dskc.dsl.numbers import show_number
+from dskc.dsl.source import Span
+from dskc.dsl.suggest import did_you_mean
+
+from ..arguments import Binder
+from ..builder import Builder
+from ..evaluate import Evaluator
+from ..frame import Frame, Shared
+from ..ir import Graph
+from ..program import Program, Said, Scope, SectionSource
+from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
+from ..sections import INITS, MINIMUM_ONE, OPTIMIZERS, PLAN_KEYS, SCHEDULES, SERVE_KEYS, TRAIN_KEYS, UNITS
+from ..signature import Kind, Parameter, Record
+from ..values import POISON, Expressed
+from .legality import check_plan, plan_device
+
+DEFAULT_TOKENS = 20  # a parameter (arXiv:2203.15556, table 3: compute-optimal training)
+DEFAULT_SEQUENCES = 32
+DEFAULT_LENGTH = 1024
+
+
+@dataclass(slots=True)
+class Recipes:
+    """All that a spec says besides its models."""
+
+    trains: dict[str, TrainRecipe]
+    plans: dict[str, PlanRecipe]
+    serves: dict[str, ServeRecipe]
+
+
+def recipes(program: Program, graphs: dict[str, Graph], problems: Diagnostics) -> Recipes:
+    """Every section of a program. `graphs` are the models that could be expanded."""
+    reader = _Reader(program, graphs, problems)
+    trains = {name: r for name, section in program.trains.items() if (r := reader.train(section))}
+    plans = {name: r for name, section in program.plans.items() if (r := reader.plan(section, trains))}
+    serves = {name: r for name, section in program.serves.items() if (r := reader.serve(section))}
+    return Recipes(trains, plans, serves)
+
+
+def default_train(graph: Graph, parameters: int) -> TrainRecipe:
+    """The recipe of a model without one: compute-optimal tokens, AdamW, a cosine."""
+    record = {r.name: r for r in (*OPTIMIZERS, *SCHEDULES, *INITS)}
+
+    def filled(name: str, **given: object) -> Record:
+        pairs = ((p.name, given.get(p.name, _plain(p.default))) for p in record[name].parameters)
+        return Record(name, tuple(pairs))
+
+    terms = [Term(Fraction(1), "next_token", graph.results[0])]
+    terms += [Term(Fraction(1, 100), name) for name in graph.losses]
+    return TrainRecipe(
+        name="default",
+        model=graph.name,
+        objective=tuple(terms),
+        tokens=DEFAULT_TOKENS * parameters,
+        sequences=DEFAULT_SEQUENCES,
+        length=DEFAULT_LENGTH,
+        microbatch=None,
+        precision=Precision("fp32", "bf16", "fp32", "fp32"),
+        optimizer=filled(
+            "adamw", lr=Fraction(3, 10_000), betas=(Fraction(9, 10), Fraction(95, 100)), decay=Fraction(1, 10), clip=Fraction(1)
+        ),
+        schedule=filled("cosine", warmup=Fraction(100)),
+        init=filled("normal"),
+        save_every=1000,
+        save_keep=3,
+        default=True,
+    )
+
+
+def _plain(value: object) -> object:
+    return Fraction(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class _Reader:
+    def __init__(self, program: Program, graphs: dict[str, Graph], problems: Diagnostics) -> None:
+        self.program = program
+        self.graphs = graphs
+        self.problems = problems
+        self.evaluator = Evaluator(self._call)
+        self.binder = Binder(self.evaluator)
+
+    def _call(self, node: s.Call, frame: Frame, hint: str | None, consumer: str | None) -> Expressed:
+        frame.report("DSK0126", f"`{node.callee.text}(...)` does not go here", node.span)
+        return POISON
+
+    # --- sections
+
+    def train(self, section: SectionSource) -> TrainRecipe | None:
+        assert section.target is not None
+        graph = self._graph(section)
+        values = self._values(section, TRAIN_KEYS, graph, extra=("objective",))
+        if graph is None:
+            return None
+        base = default_train(graph, 1)
+        length = self._length(section, graph)
+        objective = self._objective(section, graph) if "objective" in section.settings else base.objective
+        if objective is None:
+            return None
+        recipe = replace(
+            base, name=section.name, model=graph.name, objective=objective, doc=section.item.doc, default=False,
+            length=length or base.length,
+            precision=_precision(values, base.precision),
+        )  # fmt: skip
+        numbers = {"tokens": "tokens", "sequences": "batch.sequences", "microbatch": "batch.microbatch",
+                   "save_every": "save.every", "save_keep": "save.keep"}  # fmt: skip
+        given = {field: int(values[key]) for field, key in numbers.items() if isinstance(values.get(key), Fraction)}
+        records = {k: v for k in ("optimizer", "schedule", "init") if isinstance(v := values.get(k), Record)}
+        recipe = replace(recipe, **given, **records)  # type: ignore[arg-type]
+        if "tokens" not in given:
+            recipe = replace(recipe, tokens=100_000_000)
+        self._ranges(section, recipe)
+        return recipe
+
+    def plan(self, section: SectionSource, trains: dict[str, TrainRecipe]) -> PlanRecipe | None:
+        assert section.target is not None
+        train = trains.get(section.target.text)
+        if section.target.text not in self.program.trains:
+            self._unknown(section.target, "train", list(self.program.trains))
+        graph = self.graphs.get(train.model) if train else None
+        values = self._values(section, PLAN_KEYS, graph)
+        device = plan_device(section, self.problems)
+        mesh = tuple((k[5:], int(v)) for k, v in values.items() if k.startswith("mesh.") and isinstance(v, Fraction))
+        shards = tuple((p.key.text, _target(p)) for p, _ in section.placements)
+        plan = PlanRecipe(
+            name=section.name,
+            train=section.target.text,
+            device=device[0] if device else None,
+            devices=device[1] if device else 1,
+            mesh=mesh,
+            shards=shards,
+            schedule=r if isinstance(r := values.get("pipeline.schedule"), Record) else None,
+            microbatch=_first_int(values, "batch.microbatch", "pipeline.microbatch"),
+            memory_limit=_first_int(values, "memory.limit"),
+            recompute=str(values.get("memory.recompute") or "auto"),
+            precision=_precision(values, Precision()),
+        )
+        check_plan(section, plan, graph, train, self.problems)
+        return plan if train else None
+
+    def serve(self, section: SectionSource) -> ServeRecipe | None:
+        graph = self._graph(section)
+        values = self._values(section, SERVE_KEYS, graph)
+        device = plan_device(section, self.problems)
+        if graph is None:
+            return None
+        batch = values.get("batch")
+        return ServeRecipe(
+            name=section.name,
+            model=graph.name,
+            device=device[0] if device else None,
+            weights=str(values.get("precision.weights") or "bf16"),
+            compute=str(values.get("precision.compute") or "bf16"),
+            cache=r if isinstance(r := values.get("cache"), Record) else None,
+            batch=int(batch) if isinstance(batch, Fraction) else 1,
+        )
+
+    # --- settings
+
+    def _graph(self, section: SectionSource) -> Graph | None:
+        assert section.target is not None
+        name = section.target.text
+        found = section.scope.names.get(name)
+        if not isinstance(found, s.Model | s.DerivedModel):
+            names = [n for n, d in section.scope.names.items() if isinstance(d, s.Model | s.DerivedModel)]
+            if not section.scope.broken:
+                self._unknown(section.target, "model", names)
+            return None
+        return self.graphs.get(name)
+
+    def _unknown(self, name: s.Name, what: str, names: list[str]) -> None:
+        near = did_you_mean(name.text, names)
+        label = f"did you mean `{near}`?" if near else (f"there are {', '.join(names)}" if names else "")
+        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label)
+
+    def _values(
+        self, section: SectionSource, table: dict[str, Parameter], graph: Graph | None, extra: tuple[str, ...] = ()
+    ) -> dict[str, Expressed]:
+        values: dict[str, Expressed] = {}
+        for key, said in section.settings.items():
+            if key in extra or (key.startswith("batch.") and key[6:7].isupper()):
+                continue
+            if key not in table:
+                self._unknown_key(key, said, table, extra, section)
+                continue
+            frame = self._frame(said.scope, graph)
+            value = self.binder.value(table[key], said.value, frame)
+            if value is POISON:
+                continue
+            if said.patches:
+                value = self._patched(table[key], value, said)
+            if isinstance(value, Fraction) and not self._fits(key, value, said):
+                continue
+            values[key] = value
+        return values
+
+    def _frame(self, scope: Scope, graph: Graph | None) -> Frame:
+        return Frame(Shared(self.problems, graph.sizes if graph else {}), scope, Builder(""))
+
+    def _unknown_key(
+        self, key: str, said: Said, table: dict[str, Parameter], extra: tuple[str, ...], section: SectionSource
+    ) -> None:
+        head = key.split(".")[0]
+        heads = {k.split(".")[0] for k in table} | set(extra)
+        inside = [k.split(".", 1)[1] for k in table if k.startswith(f"{head}.")]
+        word = type(section.item).__name__.lower()
+        if head in heads and inside and "." in key:
+            last = key.split(".", 1)[1]
+            near = did_you_mean(last, inside)
+            where, options = f"`{head}` of a {word}", inside
+        else:
+            last, near, where, options = head, did_you_mean(head, sorted(heads)), f"a {word}", sorted(heads)
+        label = f"did you mean `{near}`?" if near else f"it has {', '.join(options)}"
+        place = said.key.span if "." not in key or len(said.key.parts) > 1 else said.key.span
+        self._report("DSK0170", f"{where} has no key `{last}`", place, label)
+
+    def _patched(self, parameter: Parameter, value: Expressed, said: Said) -> Expressed:
+        if not isinstance(value, Record):
+            self._report("DSK0141", f"`{parameter.name}` takes no arguments to change", said.patches[0][0].span)
+            return value
+        signature = next(r for r in parameter.records if r.name == value.name)
+        arguments = dict(value.arguments)
+        for argument, scope in said.patches:
+            bound = self.binder.bind(signature, (argument,), self._frame(scope, None), None)
+            if bound:
+                arguments.update(bound[0])
+        return Record(value.name, tuple(arguments.items()))
+
+    def _fits(self, key: str, value: Fraction, said: Said) -> bool:
+        node = said.value
+        kind = node.kind if isinstance(node, s.Number) else None
+        wanted = UNITS.get(key)
+        if kind is not None and kind != "count" and kind != wanted:
+            word = "bytes" if wanted == "bytes" else "a count"
+            self._report("DSK0172", f"`{key}` is {word}", node.span, f"this is in {kind}")
+            return False
+        if wanted == "bytes" and kind == "count":
+            self._report("DSK0172", f"`{key}` is bytes", node.span, "write its unit, as in `72GiB`")
+            return False
+        if (key in MINIMUM_ONE or key.startswith("mesh.")) and value < 1:
+            self._report("DSK0131", f"`{key}` is at least 1", node.span, f"this is {show_number(value)}")
+            return False
+        return True
+
+    def _length(self, section: SectionSource, graph: Graph) -> int | None:
+        data = _data_dims(graph)
+        length = None
+        for key, said in section.settings.items():
+            if not (key.startswith("batch.") and key[6:7].isupper()):
+                continue
+            name = key[6:]
+            if name not in data:
+                label = f"the data's dims are {', '.join(data)}" if data else ""
+                self._report("DSK0170", f"`{graph.name}` has no data dim `{name}`", said.key.span, label)
+                continue
+            frame = self._frame(said.scope, graph)
+            value = self.binder.value(Parameter(name, Kind.INT), said.value, frame)
+            if isinstance(value, Fraction):
+                if value < 1:
+                    self._report("DSK0131", f"`{name}` is at least 1", said.value.span)
+                elif name == "S":
+                    length = int(value)
+        return length
+
+    def _ranges(self, section: SectionSource, recipe: TrainRecipe) -> None:
+        said = section.settings.get("optimizer")
+        rate = recipe.optimizer["lr"]
+        if said and isinstance(rate, Fraction) and rate <= 0:
+            self._report("DSK0131", "a learning rate is over 0", said.value.span)
+        betas = recipe.optimizer["betas"]
+        if said and isinstance(betas, tuple) and (len(betas) != 2 or not all(0 <= b < 1 for b in betas)):
+            self._report("DSK0131", "`betas` are two numbers from 0 to under 1", said.value.span)
+        schedule = section.settings.get("schedule")
+        if schedule and recipe.schedule.name == "steps":
+            at, factor = recipe.schedule["at"], recipe.schedule["factor"]
+            if isinstance(at, tuple) and isinstance(factor, tuple):
+                if len(at) != len(factor):
+                    label = f"{len(at)} places and {len(factor)} factors"
+                    self._report("DSK0131", "`at` and `factor` go in pairs", schedule.value.span, label)
+                elif list(at) != sorted(at) or not all(0 < a < 1 for a in at):
+                    self._report("DSK0131", "`at` are fractions from 0 to 1, in order", schedule.value.span)
+
+    # --- objectives
+
+    def _objective(self, section: SectionSource, graph: Graph) -> tuple[Term, ...] | None:
+        said = section.settings["objective"]
+        terms: list[Term] = []
+        sound = self._terms(said.value, Fraction(1), graph, terms)
+        return tuple(terms) if sound else None
+
+    def _terms(self, node: s.Expression, weight: Fraction, graph: Graph, into: list[Term]) -> bool:
+        match node:
+            case s.Parenthesized():
+                return self._terms(node.inner, weight, graph, into)
+            case s.Binary(operator="+"):
+                return all([self._terms(node.left, weight, graph, into), self._terms(node.right, weight, graph, into)])
+            case s.Binary(operator="*", left=s.Number()):
+                return self._terms(node.right, weight * node.left.value, graph, into)
+            case s.Path() if len(node.parts) == 1 and node.text in graph.losses:
+                into.append(Term(weight, node.text))
+                return True
+            case s.Call() if node.callee.text == "next_token":
+                return self._next_token(node, weight, graph, into)
+        names = ["next_token", *graph.losses]
+        text = node.callee.text if isinstance(node, s.Call) else node.span.text
+        near = did_you_mean(text, names)
+        label = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
+        span = node.callee.span if isinstance(node, s.Call) else node.span
+        self._report("DSK0173", f"`{text}` is no loss of `{graph.name}`", span, label)
+        return False
+
+    def _next_token(self, node: s.Call, weight: Fraction, graph: Graph, into: list[Term]) -> bool:
+        result, ahead = None, 1
+        for argument in node.arguments:
+            if argument.label is None and isinstance(argument.value, s.Path):
+                result = argument.value
+            elif argument.label and argument.label.text == "ahead" and isinstance(argument.value, s.Number):
+                ahead = int(argument.value.value)
+            else:
+                self._report("DSK0173", "`next_token` takes a result and `ahead`", argument.span)
+                return False
+        if result is None or result.text not in graph.results:
+            span = result.span if result else node.span
+            near = did_you_mean(result.text, graph.results) if result else None
+            label = f"did you mean `{near}`?" if near else f"results are {', '.join(graph.results)}"
+            shown = f"`{result.text}` is no result of `{graph.name}`" if result else "`next_token` needs a result"
+            self._report("DSK0173", shown, span, label)
+            return False
+        into.append(Term(weight, "next_token", result.text, ahead))
+        return True
+
+    def _report(self, code: str, title: str, span: Span, label: str = "", marks: tuple[Mark, ...] = ()) -> None:
+        self.problems.add(Diagnostic(code, title, span, label, marks))
+
+
+def _precision(values: dict[str, Expressed], base: Precision) -> Precision:
+    said = {k.split(".")[1]: str(v) for k, v in values.items() if k.startswith("precision.") and v}
+    return replace(base, **said)
+
+
+def _first_int(values: dict[str, Expressed], *keys: str) -> int | None:
+    return next((int(v) for key in keys if isinstance(v := values.get(key), Fraction)), None)
+
+
+def _target(placement: s.Placement) -> str:
+    return " ".join(placement.target.span.text.split())
+
+
+def _data_dims(graph: Graph) -> list[str]:
+    found: dict[str, None] = {}
+    for value in graph.body.arguments:
+        for axis in value.type.axes:
+            found.update((name, None) for name in axis.size.symbols() if name not in graph.sizes)
+    return sorted(found)

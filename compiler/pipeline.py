@@ -1,0 +1,70 @@
+"""The passes in their order. This file reads as the compiler does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dskc.dsl.diagnostics import Diagnostics
+from dskc.dsl.source import Source, read_source
+
+from .ir import Graph
+from .passes.canonicalize import canonicalize
+from .passes.expand import expand
+from .passes.infer import infer
+from .passes.precision import precision
+from .passes.recipes import Recipes, recipes
+from .passes.resolve import resolve
+from .program import ModelSource, Program
+from .verify import verify
+
+
+@dataclass(slots=True)
+class Compiled:
+    """A spec gone through the passes, as far as its problems let it."""
+
+    program: Program
+    graphs: dict[str, Graph]  # of the models that the file defines, then of those its recipes speak of
+    recipes: Recipes
+    problems: Diagnostics = field(default_factory=Diagnostics)
+
+
+GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
+    ("precision", precision),
+    ("canonicalize", canonicalize),
+)
+PASS_NAMES = ("expand", "infer", *(name for name, _ in GRAPH_PASSES))
+
+
+def check(path: Path, settings: tuple[str, ...] = (), source: Source | None = None) -> Compiled:
+    """Everything up to infer: all that `dskc check` reports. Raises DiagnosticError when the file cannot be read."""
+    problems = Diagnostics()
+    program = resolve(source or read_source(path), path, problems, settings)
+    graphs: dict[str, Graph] = {}
+    for model in program.models.values():
+        graph = _front(model, problems)
+        if graph is not None:
+            graphs[model.name.text] = graph
+    return Compiled(program, graphs, recipes(program, graphs, problems), problems)
+
+
+def _front(model: ModelSource, problems: Diagnostics) -> Graph | None:
+    expanded = expand(model, problems)
+    if expanded is None:
+        return None
+    graph, requirements = expanded
+    verify(graph)
+    return infer(graph, requirements, problems)
+
+
+def lower(graph: Graph, after: str | None = None) -> Graph:
+    """A checked graph through the remaining passes, verified after each; `after` stops behind the pass of that name."""
+    if after in ("expand", "infer"):
+        return graph
+    for name, run in GRAPH_PASSES:
+        graph = run(graph)
+        verify(graph)
+        if name == after:
+            break
+    return graph

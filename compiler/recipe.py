@@ -1,0 +1,90 @@
+"""Recipes, plans and serving setups, worked out: settings checked against their tables and against the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .signature import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term of an objective: a weight, and `next_token(result, ahead)` or an auxiliary loss by name."""
+
+    weight: Fraction
+    loss: str  # next_token, or the name of a loss of the model
+    result: str | None = None
+    ahead: int = 1
+
+    def __str__(self) -> str:
+        text = self.loss
+        if self.result is not None:
+            ahead = f", ahead: {self.ahead}" if self.ahead != 1 else ""
+            text = f"{self.loss}({self.result}{ahead})"
+        return text if self.weight == 1 else f"{float(self.weight):g} * {text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Dtypes by what they are for; None in a plan leaves the recipe's."""
+
+    params: str | None = None
+    compute: str | None = None
+    reduce: str | None = None
+    optimizer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRecipe:
+    """A `train` section with every default filled in."""
+
+    name: str
+    model: str
+    objective: tuple[Term, ...]
+    tokens: int
+    sequences: int
+    length: int
+    microbatch: int | None
+    precision: Precision
+    optimizer: Record
+    schedule: Record
+    init: Record
+    save_every: int
+    save_keep: int
+    doc: str | None = None
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecipe:
+    """A `plan` section. `mesh` in the order of its axes; `shards` pairs what is sharded with a mesh axis."""
+
+    name: str
+    train: str
+    device: str | None
+    devices: int
+    mesh: tuple[tuple[str, int], ...]
+    shards: tuple[tuple[str, str], ...]
+    schedule: Record | None
+    microbatch: int | None
+    memory_limit: int | None
+    recompute: str
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRecipe:
+    """A `serve` section."""
+
+    name: str
+    model: str
+    device: str | None
+    weights: str
+    compute: str
+    cache: Record | None
+    batch: int
+
+
+def objective_text(terms: tuple[Term, ...]) -> str:
+    return " + ".join(str(term) for term in terms)

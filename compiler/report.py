@@ -1,0 +1,29 @@
+"""What the command line needs of files: all problems of one, and writing text whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dskc.dsl.diagnostics import DiagnosticError, Diagnostics
+
+
+def read_all(path: Path, settings: tuple[str, ...] = ()) -> Diagnostics:
+    """Every problem of the spec at `path`, including those that keep it from being read."""
+    from .checkpoint_map import checkpoint_rules
+    from .pipeline import check
+
+    try:
+        compiled = check(path, settings)
+    except DiagnosticError as error:
+        return Diagnostics(error.diagnostics)
+    for name, graph in compiled.graphs.items():
+        if name in compiled.program.models:
+            checkpoint_rules(compiled.program.models[name], graph, compiled.problems)
+    return compiled.problems
+
+
+def write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)

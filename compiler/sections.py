@@ -1,0 +1,116 @@
+"""The keys of every section: what `train`, `plan` and `serve` may say, of which kind, and what it means.
+
+These tables check specs and are what the documentation lists.
+"""
+
+from __future__ import annotations
+
+from .signature import DTYPES, REQUIRED, Kind, Parameter, Signature
+
+
+def _key(name: str, kind: Kind, default: object = None, doc: str = "", **more: object) -> Parameter:
+    return Parameter(name, kind, default, doc=doc, **more)  # type: ignore[arg-type]
+
+
+_BETAS = Parameter("betas", Kind.NUMBERS, None, doc="decay of the running means")
+_LR = Parameter("lr", Kind.FLOAT, REQUIRED, doc="the peak learning rate")
+_DECAY = Parameter("decay", Kind.FLOAT, 0.0, doc="decoupled weight decay, on matrices")
+_CLIP = Parameter("clip", Kind.FLOAT, None, doc="the most that the norm of all gradients may be")
+_WARMUP = Parameter("warmup", Kind.INT, 0, doc="steps from zero to the peak")
+
+OPTIMIZERS = (
+    Signature(
+        "adamw",
+        (_LR, _BETAS, Parameter("eps", Kind.FLOAT, 1e-8), _DECAY, _CLIP),
+        "AdamW (arXiv:1711.05101); betas 0.9 and 0.999 unless told.",
+    ),
+    Signature("lion", (_LR, _BETAS, _DECAY, _CLIP), "Lion (arXiv:2302.06675); betas 0.9 and 0.99 unless told."),
+)
+SCHEDULES = (
+    Signature(
+        "steps",
+        (
+            _WARMUP,
+            Parameter("at", Kind.NUMBERS, REQUIRED, doc="fractions of all tokens"),
+            Parameter("factor", Kind.NUMBERS, REQUIRED, doc="of the peak rate, from there on"),
+        ),
+        "The peak rate, then fractions of it (arXiv:2401.02954, section 3.1).",
+    ),
+    Signature(
+        "cosine",
+        (_WARMUP, Parameter("floor", Kind.FLOAT, 0.1, doc="the last rate, of the peak")),
+        "Half a cosine from the peak to its floor (arXiv:1608.03983).",
+    ),
+    Signature(
+        "constant",
+        (_WARMUP, Parameter("decay", Kind.FLOAT, 0.0, doc="the last fraction, linearly to zero")),
+        "The peak rate, with a linear decay at the end (arXiv:2405.18392).",
+    ),
+)
+INITS = (Signature("normal", (Parameter("std", Kind.FLOAT, 0.02),), "Weights normal, norms one, biases zero."),)
+PIPELINES = (
+    Signature("one_f_one_b", (), "One forward, one backward (arXiv:2006.09503)."),
+    Signature("interleaved", (Parameter("stages", Kind.INT, REQUIRED),), "Several stages a rank (arXiv:2104.04473)."),
+    Signature("zero_bubble", (), "Backward split in two (arXiv:2401.10241)."),
+)
+CACHES = (
+    Signature("paged", (Parameter("block", Kind.INT, 64, doc="positions a page"),), "Pages (arXiv:2309.06180)."),
+    Signature("contiguous", (), "One buffer a sequence."),
+)
+
+TRAINABLE = ("fp32", "bf16")  # fp16 needs loss scaling, which the trainer does not have yet
+_PRECISION = (
+    _key("precision.params", Kind.DTYPE, choices=TRAINABLE, doc="parameters and gradients are stored in"),
+    _key("precision.compute", Kind.DTYPE, choices=TRAINABLE, doc="activations run in"),
+    _key("precision.reduce", Kind.DTYPE, choices=TRAINABLE, doc="gradients are summed across ranks in"),
+    _key("precision.optimizer", Kind.DTYPE, choices=TRAINABLE, doc="optimizer states are stored in"),
+)
+
+TRAIN_KEYS = {
+    p.name: p
+    for p in (
+        _key("tokens", Kind.INT, doc="how many to train on"),
+        _key("batch.sequences", Kind.INT, doc="sequences a step"),
+        _key("batch.microbatch", Kind.INT, doc="sequences at once"),
+        *_PRECISION,
+        _key("optimizer", Kind.RECORD, records=OPTIMIZERS, doc="how weights are updated"),
+        _key("schedule", Kind.RECORD, records=SCHEDULES, doc="how the learning rate goes"),
+        _key("init", Kind.RECORD, records=INITS, doc="how weights begin"),
+        _key("save.every", Kind.INT, doc="steps from checkpoint to checkpoint"),
+        _key("save.keep", Kind.INT, doc="how many checkpoints are kept"),
+        _key("balance.speed", Kind.FLOAT, doc="of the selection bias"),
+    )
+}
+PLAN_KEYS = {
+    p.name: p
+    for p in (
+        *(_key(f"mesh.{axis}", Kind.INT, doc=f"{axis} ranks") for axis in ("dp", "pp", "tp", "ep", "cp")),
+        _key("pipeline.schedule", Kind.RECORD, records=PIPELINES, doc="the order of microbatches"),
+        _key("pipeline.microbatch", Kind.INT, doc="sequences at once"),
+        _key("memory.limit", Kind.INT, doc="bytes of a device that may be used"),
+        _key("memory.recompute", Kind.SYMBOL, choices=("auto", "none", "full"), doc="what backward computes again"),
+        *_PRECISION,
+        _key("batch.microbatch", Kind.INT, doc="sequences at once"),
+    )
+}
+SERVE_KEYS = {
+    p.name: p
+    for p in (
+        _key("precision.weights", Kind.SYMBOL, choices=("fp32", "bf16", "fp16", "fp8", "int8", "int4")),
+        _key("precision.compute", Kind.DTYPE, choices=DTYPES),
+        _key("cache", Kind.RECORD, records=CACHES, doc="where what blocks keep lies"),
+        _key("batch", Kind.INT, doc="sequences at once"),
+    )
+}
+
+MESH_AXES = {
+    "dp": "data-parallel",
+    "pp": "pipeline-parallel",
+    "tp": "tensor-parallel",
+    "ep": "expert-parallel",
+    "cp": "context-parallel",
+}
+SHARDABLE = ("params", "optimizer", "gradients")  # what a plan may shard besides dims
+
+UNITS = {"memory.limit": "bytes"}  # keys whose number is of a kind; all others are plain counts
+MINIMUM_ONE = ("tokens", "batch.sequences", "batch.microbatch", "save.every", "save.keep", "pipeline.microbatch", "batch")

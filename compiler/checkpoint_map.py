@@ -29,13 +29,12 @@ TRANSFORMS: dict[str, tuple[str, ...]] = {
 
 
 def checkpoint_rules(model: ModelSource, graph: Graph, problems: Diagnostics) -> list[Json]:
-    """The rules of a model's `weights`, those of parameters that it has."""
+    """The rules of a model's `weights`; those of parameters that it lacks too, for they say what a tensor would be."""
     rules: list[Json] = []
     for name in model.weights:
         assert model.weights_scope is not None
         rules += _Reader(graph, problems).rules(name, model.weights_scope)
-    used = {tensor for rule in rules if "value" in rule for tensor in _tensors(rule["value"])}
-    return [rule for rule in rules if "same" not in rule or (rule["as"] in used and rule["same"] not in used)]
+    return rules
 
 
 def _tensors(value: str | int | Json) -> list[str]:
@@ -76,7 +75,7 @@ class _Reader:
                 self._report("DSK0108", f"`{key}` is mapped twice", entry.span, "again here", marks)
             said[key] = entry.span
             found[key] = rule
-        return [rule for rule in found.values() if "parameter" not in rule or rule["parameter"] in self.patterns]
+        return list(found.values())
 
     def _entry(self, entry: s.Entry, scope: Scope) -> Json | None:
         if isinstance(entry, s.Bad):
@@ -95,7 +94,7 @@ class _Reader:
         if value is None:
             return None
         pattern = entry.key.text
-        if pattern not in self.patterns:
+        if pattern not in self.patterns and not pattern.endswith((".weight", ".bias")):
             pattern = f"{pattern}.weight"
         if pattern in self.patterns and not self._indices(entry, pattern, value):
             return None

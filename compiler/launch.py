@@ -41,7 +41,8 @@ def launch_import(outputs: list[Output], checkpoint: Path, out: Path, dtype: str
     """Writes a run folder with the generated code and the weights of a checkpoint."""
     output = outputs[-1]
     plan = json.loads(output.files["plan.json"])
-    _runtime("weights.run").import_run(output.files, plan, checkpoint, out, dtype, tokenizer)
+    facts = (plan["spec"], plan["spec_hash"], output.model, plan["checkpoint"])
+    _runtime("weights.run").import_run(output.files, *facts, checkpoint, out, dtype, tokenizer)
 
 
 def _placed(output: Output, settings: tuple[str, ...]) -> Output:

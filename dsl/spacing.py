@@ -11,19 +11,6 @@ from .layout import _CONTINUES as CONTINUES
 from .layout import ITEM_KEYWORDS
 
 _KEY_PARTS = ITEM_KEYWORDS | {"NAME", "DIM", "STAR", "DOT", "FROM", "EXTERN", "OF", "FOR", "ON", "DIMS"}
-    "NAME",
-    "DIM",
-    "STAR",
-    "DOT",
-    "FROM",
-    "EXTERN",
-    "OF",
-    "FOR",
-    "ON",
-    "DIMS",
-    "REPEAT",
-    "GROUP",
-}
 _KEY_PARTS |= {"REPEAT", "GROUP", "RETURN", "KEEP", "LOSS", "REQUIRE", "WEIGHTS"}
 _OPERANDS = frozenset(("NAME", "DIM", "NUMBER", "STRING", "TRUE", "FALSE", "DOTDOT", "RPAR", "RSQB"))
 _BEFORE_PARENTHESIS = frozenset(("IF", "THEN", "ELSE", "AND", "OR", "NOT", "RETURN", "REQUIRE", "ON", "REPEAT", "DIM"))
@@ -161,7 +148,7 @@ def _decide_spaces(stream: list[Lexeme]) -> None:
             before = before or (None if kind in _COMMENTS or kind == "NEWLINE" else lexeme)
             continue
         if kind == "NEWLINE":
-            in_key = in_section[-1] and before.kind not in CONTINUES
+            in_key = in_section[-1] and (before.kind == "LBRACE" or before.kind not in CONTINUES)
             continue
         if kind in _OPERATORS and not (in_key and kind in _KEY_PARTS):
             lexeme.operator = kind != "MINUS" or before.kind in _OPERANDS

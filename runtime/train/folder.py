@@ -24,9 +24,9 @@ FORMAT = 1  # of run.json and of what it speaks of
 class Facts:
     """What a run is, kept in run.json. Of an imported model only the first four and `format` count; it has no recipe.
 
-    model: name of the package under code/. trainer: file in it that trains. steps: to train for in all. microbatch, recompute: as chosen when it
-    began, kept so that a resumed run computes the same numbers. threads: of torch on the CPU, on which they depend
-    there.
+    model: name of the package under code/. trainer: file in it that trains. steps: to train for in all. microbatch,
+    recompute: as chosen when it began, kept so that a resumed run computes the same numbers. threads: of torch on the
+    CPU, on which they depend there.
     """
 
     model: str

@@ -115,6 +115,7 @@ def documents(*sizes: int, start: int = 0) -> list[Document]:
     ]
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(50, 100), min_size=40, max_size=120))
 def test_split_is_a_partition_of_whole_documents(sizes: list[int]) -> None:
     given = documents(*sizes)
@@ -175,7 +176,7 @@ def tokenizer(prose: list[Document]) -> Tokenizer:
     return train_tokenizer(prose, 300)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=100))
 def test_any_text_encodes_and_decodes_to_itself(tokenizer: Tokenizer, text: str) -> None:
     (ids,) = encode(tokenizer, [text])
@@ -273,6 +274,7 @@ def naive_batch(tokens: list[int], index: list[int], length: int, end: int) -> l
     return rows
 
 
+@settings(deadline=None)
 @given(
     tokens=st.lists(st.integers(0, 4), min_size=2, max_size=80),
     length=st.integers(1, 9),
@@ -291,6 +293,7 @@ def test_packing_against_a_plain_loop(tokens: list[int], length: int, seed: int,
     assert (batch.tokens.dtype, batch.targets.dtype, batch.documents.dtype) == (torch.int64, torch.int64, torch.int32)
 
 
+@settings(deadline=None)
 @given(tokens=st.integers(10, 200), length=st.integers(1, 9), seed=st.integers(0, 5))
 def test_an_epoch_predicts_every_token_once(tokens: int, length: int, seed: int) -> None:
     loader = Loader(np.arange(1, tokens + 1, dtype=np.uint16), length, end=0, seed=seed)
@@ -298,6 +301,7 @@ def test_an_epoch_predicts_every_token_once(tokens: int, length: int, seed: int)
     assert sorted(batch.targets.flatten().tolist()) == list(range(2, loader.count * length + 2))
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, 60), counts=st.lists(st.integers(1, 25), min_size=1, max_size=5))
 def test_batches_do_not_depend_on_how_they_are_cut(start: int, counts: list[int]) -> None:
     loader = Loader(np.arange(100, dtype=np.uint16), 7, end=0, seed=1)
@@ -336,6 +340,7 @@ def test_loader_gives_a_million_tokens_a_second() -> None:
     assert 20 * 32 * 1024 / (time.perf_counter() - began) > 1e6
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=20))
 def test_unigram_entropy_against_torch(counts: list[int]) -> None:
     ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

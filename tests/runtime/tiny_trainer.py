@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dskc.runtime.train.load import load_package
 
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 
@@ -44,14 +44,14 @@ class Model(SpecModule):
         for layer in self.layers:
             x = layer(x)
         return self.logits(self.norm(x))
-'''
+"""
 
-SERVE = '''
+SERVE = """
 def forward(self, tokens, cache):
     return self(tokens)[:, -1]
-'''
+"""
 
-TRAIN = '''
+TRAIN = """
 import sys
 from pathlib import Path
 
@@ -70,7 +70,8 @@ from .model import Model
 
 RECIPE = Recipe(
     name="tiny", model="tiny", spec="specs/tiny.dsk", spec_hash="@HASH@", vocabulary=300, tokens=4096, sequences=8,
-    length=32, precision=Precision(params="@PARAMS@", compute="@COMPUTE@", optimizer="@STATES@"), save_every=4, save_keep=2,
+    length=32, precision=Precision(params="@PARAMS@", compute="@COMPUTE@", optimizer="@STATES@"),
+    save_every=4, save_keep=2,
 )
 PLANS = {
     "default": Plan(recompute=@RECOMPUTE@, memory_limit=@LIMIT@),
@@ -111,7 +112,7 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     stop_on_problem(main)
-'''
+"""
 
 CHOICES = {
     "HASH": "aaaa",

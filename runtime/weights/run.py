@@ -1,0 +1,74 @@
+"""An imported checkpoint as the folder of a run: `dskc generate`, `load` and later commands read it as any other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..problem import Problem
+from ..train.checkpoint import write_checkpoint
+from ..train.folder import Facts, create_run_folder, staged
+from ..train.load import load_package
+from ..train.recipe import Precision, dtype_of, name_of
+from .coverage import plan_import
+from .source import open_source
+from .tokenizer import read_tokenizer
+from .transfer import import_weights
+
+
+def import_run(
+    files: Mapping[str, str],
+    spec: str,
+    spec_hash: str,
+    model: str,
+    rules: Sequence[Mapping[str, object]],
+    checkpoint: Path,
+    out: Path,
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Makes `out` of a model's generated `files` and the weights in `checkpoint`, read by `rules`; all or nothing.
+
+    dtype: to store weights in (`fp32`, `bf16`); what most of them are in when None. Raises Problem when the checkpoint
+    does not match, naming each tensor, or when `out` cannot be made.
+    """
+    if not rules:
+        raise Problem(f"`{model}` says nothing of others' weights", "give it `weights NAME`, the name of a checkpoint map")
+    source = open_source(checkpoint)
+    with staged(out) as folder, tempfile.TemporaryDirectory() as code:
+        package = Path(code) / model
+        package.mkdir()
+        for name, text in files.items():
+            (package / name).write_text(text, encoding="utf-8")
+        with torch.device("meta"):
+            empty = load_package(package).Model()
+        shapes = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
+        plan = plan_import(rules, shapes, source)
+        for note in plan.notes:
+            print(note)
+        state = import_weights(plan, source, dtype_of(dtype) if dtype else None)
+        if dtype is None:
+            state = {name: value.to(_trainable(value.dtype)) for name, value in state.items()}
+        stored = name_of(next(iter(state.values())).dtype)
+        facts = Facts(model=model, spec=spec, spec_hash=spec_hash, precision=Precision(stored, stored, "fp32", "fp32"))
+        run = create_run_folder(folder, package, facts)
+        write_checkpoint(run.checkpoints, 0, state)
+        _tokenizer(tokenizer, checkpoint, run.tokenizer)
+    total = sum(value.numel() for value in state.values())
+    print(f"{len(state)} tensors, {total:,} parameters in {stored}: {out}")
+
+
+def _trainable(dtype: torch.dtype) -> torch.dtype:
+    """What a model runs in: fp16 weights become fp32, which holds them exactly."""
+    return torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+
+
+def _tokenizer(given: Path | None, checkpoint: Path, to: Path) -> None:
+    found = read_tokenizer(given if given is not None else checkpoint)
+    if found is None:
+        print("no tokenizer found: name one with --tokenizer to sample from text")
+        return
+    found.save(str(to))

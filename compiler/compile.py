@@ -11,7 +11,7 @@ from pathlib import Path
 from .emit.files import emit, short_hash
 from .pipeline import Compiled, check
 
-_HEADER = re.compile(r"# spec sha256:(\w+)  compiler sha256:(\w+)  body sha256:(\w+)")
+_HEADER = re.compile(r"# spec sha256:(\w+)  body sha256:(\w+)")
 
 
 class EditedError(Exception):
@@ -67,7 +67,7 @@ def write(output: Output, force: bool = False) -> list[str]:
 def is_unedited(text: str) -> bool:
     """Whether a file's body is the one that was generated; a file without our header is not ours."""
     head, lines = _HEADER.search(text), text.split("\n", 3)
-    return head is not None and len(lines) == 4 and short_hash(lines[3]) == head[3]
+    return head is not None and len(lines) == 4 and short_hash(lines[3]) == head[2]
 
 
 def stale(output: Output) -> list[str]:
@@ -92,7 +92,7 @@ def _reason(there: str, now: str) -> str:
         return "was edited by hand"
     if before[1] != after[1]:
         return "the spec has changed"
-    return "the compiler has changed" if before[2] != after[2] else "differs"
+    return "the compiler has changed"
 
 
 def _diff(path: Path, there: str, now: str, most: int = 40) -> str:

@@ -53,6 +53,7 @@ class ModelSource:
     requires: list[tuple[s.Require, Scope]] = field(default_factory=list)
     weights: tuple[s.Name, ...] = ()
     weights_scope: Scope | None = None
+    altered: bool = False  # by `--set`: it then is no longer the model that its requirements speak of
 
     @property
     def source(self) -> Source:

@@ -95,10 +95,7 @@ def _space_out(lines: list[Line]) -> None:
     group: Line | None = None  # the first of the comments right above
     last_item = ""
     for before, line in zip([None, *lines], lines, strict=False):
-        after_doc = (
-            before is not None and not before.tokens and before.comment is not None and before.comment.kind == "DOC"
-        )
-        if before is None or before.opens or line.closes or after_doc or not line.first:
+        if before is None or before.opens or before.is_doc or line.closes or not line.first:
             line.blank_before = False
         if line.depth or not line.first:
             continue
@@ -125,9 +122,7 @@ def _with_wide_braces(stream: list[Lexeme], lines: list[Line]) -> list[Lexeme] |
         used = line.depth * INDENT + line.padding + width(line.tokens)
         if used <= TOLERATED or (line.comment is not None and line.comment.kind == "DOC"):
             continue
-        start = next(
-            (i for i, x in enumerate(line.tokens) if x.kind == "LBRACE" and x.brace != "list" and not x.wide), None
-        )
+        start = next((index for index, lexeme in enumerate(line.tokens) if _can_open(lexeme)), None)
         if start is None or line.tokens[start + 1].kind == "RBRACE":
             continue
         depth = 0

@@ -106,7 +106,7 @@ def _mark_braces(stream: list[Lexeme]) -> None:
             commented.append(False)
         elif kind == "RBRACE":
             opener = open_braces.pop()
-            empty = previous == "LBRACE" and not commented.pop()
+            empty = not commented.pop() and previous == "LBRACE"
             lexeme.brace = opener.brace
             lexeme.wide = opener.wide = opener.wide and not empty and opener.brace != "list"
             if open_braces and lexeme.wide:
@@ -130,9 +130,12 @@ def _without_empty_lines_in_braces(stream: list[Lexeme]) -> list[Lexeme]:
     """`{` newline `}` becomes `{}`."""
     kept: list[Lexeme] = []
     for lexeme in stream:
-        if lexeme.kind == "RBRACE" and not lexeme.wide:
-            while kept[-1].kind == "NEWLINE":
-                kept.pop()
+        if lexeme.kind == "RBRACE":
+            newlines = 0
+            while kept[-1 - newlines].kind == "NEWLINE":
+                newlines += 1
+            if kept[-1 - newlines].kind == "LBRACE":
+                del kept[len(kept) - newlines :]
         kept.append(lexeme)
     return kept
 

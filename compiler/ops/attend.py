@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
 
@@ -27,8 +27,8 @@ class Attend(Operation):
     mask: Mask | None = None
     scale: float | None = None
     dropout: float = 0.0
-    pure = False
-    reference = "attention"
+    pure: ClassVar[bool] = False
+    reference: ClassVar[str | None] = "attention"
 
     def infer(self, q: TensorType, k: TensorType, v: TensorType, *documents: TensorType) -> tuple[TensorType, ...]:
         for name, t in (("q", q), ("k", k), ("v", v)):

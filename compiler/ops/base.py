@@ -6,12 +6,12 @@ operation is a file here (listed in `ops/__init__.py`), its function of the same
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
 
-from ..ir import Attributes, DType, Op, TensorType, Value
+from ..ir import Attributes, Axis, DType, Op, TensorType, Value
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -76,11 +76,19 @@ class Operation(Attributes):
     def describe(self) -> str:
         """Attributes as `dskc ir` prints them, without those at their defaults."""
         shown = []
-        for name, info in self.__dataclass_fields__.items():
-            value = getattr(self, name)
-            if value != info.default and value is not None:
-                shown.append(f"{name}={value}")
+        for info in fields(self):
+            value = getattr(self, info.name)
+            if value is not None and value != info.default:
+                shown.append(f"{info.name}={_shown(value)}")
         return ", ".join(shown)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Axis):
+        return value.name
+    if isinstance(value, tuple):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    return str(value)
 
 
 def floating(*types: TensorType) -> DType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..ir import DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
@@ -119,7 +119,7 @@ class Dropout(Operation):
     """Zeroes each element with probability p while training, and scales the others by 1 / (1 - p)."""
 
     p: float
-    pure = False
+    pure: ClassVar[bool] = False
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         return (x,)

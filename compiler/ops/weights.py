@@ -60,5 +60,5 @@ class Weights(Operation):
         return total
 
     def describe(self) -> str:
-        shapes = (f"{w.name}[{', '.join(str(flat(g).size) for g in w.groups)}]" for w in self.weights)
+        shapes = (f"{w.name}[{', '.join(' * '.join(a.name for a in g) for g in w.groups)}]" for w in self.weights)
         return f"{self.path}: {self.module} {', '.join(shapes)}"

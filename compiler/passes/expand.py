@@ -111,6 +111,9 @@ class _Expander:
         return tuple(found) if len(found) == len(syntax.results) else None
 
     def _overridden_requires(self, frame: Frame) -> None:
+        if self.source.altered:  # as if another model came from this one
+            self.requirements.clear()
+            return
         if self.source.base.name.text != self.source.name.text:
             self.requirements.clear()  # requirements are not inherited
         for statement, _scope in self.source.requires:

@@ -151,6 +151,7 @@ def _check_batch(
     span: Span = section.settings[key].value.span if key else section.item.name.span
     title = "the batch does not divide into microbatches"
     label = f"{show_number(train.sequences)} sequences over {mesh.get('dp', 1)} × {plan.microbatch or 1}"
-    problems.add(Diagnostic("DSK0209", title, span, label))
+    notes = (("help", "this plan cannot run this batch; others may"),)
+    problems.add(Diagnostic("DSK0213", title, span, label, notes=notes, severity="warning"))
 
 

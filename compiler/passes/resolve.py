@@ -329,6 +329,7 @@ class _Resolver:
             section.settings[key] = Said(entry.key, entry.value, scope)
 
     def _set_model(self, model: ModelSource, parts: list[str], entry: s.Setting, scope: Scope) -> None:
+        model.altered = True
         if parts[0] == "dims" and len(parts) == 2:
             model.overrides.append(Override("dim", parts[1], None, entry.value, scope, entry.key.span))
         elif len(parts) == 1:

@@ -60,7 +60,7 @@ class Window(Mask):
 
     def allowed(self, queries: int, keys: int, device: torch.device) -> Tensor:
         query_S, key_T = _positions(queries, keys, device)
-        return (query_S - key_T).abs() < self.size
+        return (key_T > query_S - self.size) & (key_T < query_S + self.size)  # their difference would be int64 [S, T]
 
     def simplified(self, keys: int) -> Mask:
         return everything if self.size >= keys else self

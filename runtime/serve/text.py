@@ -24,13 +24,15 @@ class TextStream:
         self._tokens = list(prompt[-CONTEXT:])  # from the last certain place but one
         self._certain = len(self._tokens)  # how many of them lie before the last certain place
         self._given = len(self._text())  # characters of their text that were given
+        self._waited = 0  # tokens in a row whose text ended within a character
 
     def put(self, token: int) -> str:
         """The text that became certain with this token; often its own, sometimes none yet."""
         self._tokens.append(token)
         text = self._text()
         held = min(LONGEST_START, len(text) - len(text.rstrip(UNKNOWN)))
-        if held and len(self._tokens) - self._certain <= LONGEST_START:
+        self._waited = self._waited + 1 if held else 0
+        if held and self._waited <= LONGEST_START:
             return ""  # some decoders (byte fallback) show the whole characters before as unknown, too
         new = text[self._given : len(text) - held]
         self._given += len(new)

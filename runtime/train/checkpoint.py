@@ -69,9 +69,9 @@ def write_checkpoint(
             shutil.rmtree(target)
         os.replace(partial, target)
         _sync(folder)
-    except OSError as error:
+    except (OSError, dcp.CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise Problem(f"the checkpoint {target} could not be written: {error.strerror or error}") from error
+        raise Problem(f"the checkpoint {target} could not be written: {_reason(error)}") from error
     if keep is not None:
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
@@ -124,8 +124,8 @@ def read_checkpoint(path: Path, state: dict[str, State]) -> None:
             dcp.load(state, storage_reader=reader, no_dist=True)
     except Problem:
         raise
-    except Exception as error:  # pickle, zip and I/O errors alike: torch raises what its readers raise
-        raise _damaged(path, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    except (Exception, dcp.CheckpointException) as error:  # torch raises what unpickling, unzipping and reading raise
+        raise _damaged(path, _reason(error)) from error
 
 
 def stored_dtype(path: Path) -> torch.dtype:
@@ -188,6 +188,17 @@ def _damaged(path: Path, reason: str) -> Problem:
     else:
         way = "no earlier checkpoint of this run is whole: start again with another --out"
     return Problem(f"the checkpoint {path} is damaged: {reason}", way)
+
+
+def _reason(error: BaseException) -> str:
+    """What began it, in a line. torch wraps the errors of each rank in a CheckpointException, which is no Exception."""
+    if isinstance(error, dcp.CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    while error.__context__ is not None and isinstance(error.__context__, OSError):
+        error = error.__context__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _step(path: Path) -> int:

@@ -215,7 +215,7 @@ def _require_same_spec(before: Facts, recipe: Recipe, folder: RunFolder, package
     shown = lines[:40] + ([f"  and {len(lines) - 40} lines more"] if len(lines) > 40 else [])
     raise Problem(
         f"--resume: {folder.path} was begun with another spec (then -, now +):\n" + "\n".join(shown),
-        f"begin another run, or go on with the code of then: python {old / before.trainer} --out {folder.path} --resume",
+        f"begin another run, or go on with the code it had: python {old / before.trainer} --out {folder.path} --resume",
     )
 
 

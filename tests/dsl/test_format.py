@@ -337,7 +337,7 @@ def respaced(draw: st.DrawFn, text: str) -> str:
     return result
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data(), st.sampled_from(sorted(TEXTS)))
 def test_spaces_do_not_matter(data: st.DataObject, name: str) -> None:
     text = data.draw(st.composite(lambda draw: respaced(draw, CANONICAL[name]))())
@@ -363,7 +363,7 @@ def relined(draw: st.DrawFn, text: str) -> str:
     return "".join(result)
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data(), st.sampled_from(sorted(TEXTS)))
 def test_lines_and_comments_survive(data: st.DataObject, name: str) -> None:
     text = data.draw(st.composite(lambda draw: relined(draw, CANONICAL[name]))())

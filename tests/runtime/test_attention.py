@@ -39,6 +39,7 @@ MASKS: dict[str, Mask | None] = {
     "none": None,
     "causal": causal,
     "window": causal & window(3),
+    "all but one": causal & window(8),
     "wide window": causal & window(9),
     "both sides": window(3),
     "documents": causal & documents(IDS),

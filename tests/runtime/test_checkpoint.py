@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import warnings
 from pathlib import Path
 
@@ -110,11 +111,24 @@ def test_other_names_and_shapes_are_all_named(tmp_path: Path) -> None:
     ]
 
 
-def test_full_disk_is_a_problem_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+def test_damage_in_the_tensors_is_found_in_reading(tmp_path: Path) -> None:
+    for step in (1, 2):
+        path = write_checkpoint(tmp_path, step, state(step))
+    tensors = path / "__0_0.distcp"
+    tensors.write_bytes(b"x" * tensors.stat().st_size)
+    with pytest.raises(Problem, match="step-00000002 is damaged") as raised:
+        read_checkpoint(path, {"model": state(0)})
+    assert "\n" not in raised.value.message
+    assert raised.value.help is not None and raised.value.help.startswith("step-00000001 is whole")
 
-    monkeypatch.setattr("dskc.runtime.train.checkpoint._sync", full)
-    with pytest.raises(Problem, match="could not be written: No space left on device"):
-        write_checkpoint(tmp_path, 1, state(1))
-    assert list(tmp_path.iterdir()) == []
+
+def test_disk_that_takes_no_more_is_a_problem_and_leaves_nothing(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, state(1))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(Problem, match="step-00000002 could not be written: File too large"):
+            write_checkpoint(tmp_path, 2, {"weight": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -104,7 +104,7 @@ def test_attention_holds_no_scores(name: str) -> None:
     before = torch.cuda.memory_allocated()
     attention(q, k, v, mask).sum().backward()
     held = torch.cuda.max_memory_allocated() - before
-    assert held < heads * length * length  # the scores alone, in bf16, would be twice that
+    assert held < heads * length * length / 2  # the scores alone, in bf16, would be four times that
 
 
 @pytest.mark.parametrize("groups", [4, 1])

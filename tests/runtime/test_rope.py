@@ -50,6 +50,7 @@ SCALINGS: list[tuple[str, Scaling | None, dict[str, object]]] = [
         {"factor": 4.0, "original_max_position_embeddings": 4096, "attention_factor": 1.25},
     ),
     ("yarn", YarnScaling(factor=4.0, original=64), {"factor": 4.0, "original_max_position_embeddings": 64}),
+    ("yarn", YarnScaling(factor=4.0, original=10**6), {"factor": 4.0, "original_max_position_embeddings": 10**6}),
 ]
 
 

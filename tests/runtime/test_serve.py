@@ -7,6 +7,12 @@ import types
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
 from dskc.runtime.modules import Embed, Linear, RMSNorm
 from dskc.runtime.problem import Problem
 from dskc.runtime.reference import attention, causal, rope, rope_table, window
@@ -14,11 +20,6 @@ from dskc.runtime.serve import Cache, Sampler, generate
 from dskc.runtime.serve.generate import main, stop_ids, stream
 from dskc.runtime.serve.sampling import greedy, keep_top_k, keep_top_p, sample
 from dskc.runtime.serve.text import TextStream
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
-from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 V, D, H, G, E = 300, 32, 4, 2, 8
 MASKS = [causal, causal & window(5)]
@@ -100,7 +101,6 @@ def test_cache_keeps_blocks_apart_and_grows_to_its_capacity() -> None:
             seen.append(torch.randn(2, n, 3))
             (kept,) = cache.at("layers").at(i).keep(c=seen[-1])
             assert torch.equal(kept, torch.cat(seen, dim=1))
-        assert cache.positions(torch.empty(2, 1) if n < 29 else torch.empty(2, 0)).tolist() is not None
         cache.advance(n)
     assert cache.length == 100
     with pytest.raises(Problem, match="101 tokens long, and the cache holds 100"):
@@ -225,7 +225,9 @@ TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback()}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
+@example(text=" 😀")
+@example(text="😀😀 語a")
 @given(text=st.text(alphabet="ab the—ï😀語\u0301\n", max_size=30))
 def test_streamed_text_is_the_text_and_never_half_a_character(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]

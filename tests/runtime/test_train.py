@@ -1,0 +1,548 @@
+"""Whole runs of a tiny generated trainer: what they leave, how they resume, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_trainer import log_lines, start, train, write_package, write_text
+
+from dskc.runtime.data import Loader, open_tokens
+from dskc.runtime.data.loader import windows
+from dskc.runtime.problem import Problem
+from dskc.runtime.reference import next_token
+from dskc.runtime.train import Precision, create_run_folder, load_model, write_checkpoint
+from dskc.runtime.train.checkpoint import list_checkpoints
+from dskc.runtime.train.folder import Facts, RunFolder, staged
+from dskc.runtime.train.load import load_package
+from dskc.runtime.train.stop import stop_on_problem
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "documents")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_package(tmp_path_factory.mktemp("generated"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, package: Path, text: Path) -> Path:
+    """An unbroken run of ten steps."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(package, "--data", text, "--steps", 10, "--out", out, "--microbatch", 4)
+    return out
+
+
+def weights(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
+    return load_model(run, step, device="cpu")[0].state_dict()
+
+
+def copy_run(run: Path, to: Path, step: int) -> Path:
+    """A run as it was when it was killed some time after this step's checkpoint."""
+    shutil.copytree(run, to)
+    for path in list_checkpoints(to / "checkpoints"):
+        if path.name != f"step-{step:08d}":
+            shutil.rmtree(path)
+    return to
+
+
+# What a run leaves
+
+
+def test_run_learns_and_leaves_what_it_should(whole: Path, text: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "train.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert all({"step", "loss", "tokens_per_s", "rate", "norm", "next_token"} <= line.keys() for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
+    assert [line["step"] for line in lines if "held_out" in line] == [4, 8, 10]
+    assert [path.name for path in list_checkpoints(whole / "checkpoints")] == ["step-00000008", "step-00000010"]
+    result = json.loads((whole / "result.json").read_text())
+    assert result["held_out_loss"] == pytest.approx(lines[-1]["held_out"])
+    assert result["unigram_entropy"] > 1
+    assert (whole / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (whole / "code" / "tiny").glob("*.py")) == [
+        "__init__.py",
+        "model.py",
+        "serve.py",
+        "train.py",
+    ]
+    assert json.loads((whole / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert not list(whole.parent.glob(".*"))
+
+
+def test_first_loss_is_that_of_a_plain_loop_over_the_same_tokens(whole: Path, package: Path) -> None:
+    tokens = open_tokens(whole / "data")
+    from dskc.runtime import optim
+
+    module = load_package(package)
+    model = module.Model(compute=torch.float32)
+    optim.normal(std=0.02)(model, 0)
+    batch = Loader(tokens.train, 32, tokens.manifest.end, seed=0).batch(0, 8)
+    model.eval()
+    plain = next_token(model(batch.tokens), batch.targets)
+    assert log_lines(whole)[0]["loss"] == pytest.approx(plain.item(), rel=2e-3)  # which had no dropout
+
+
+def test_held_out_loss_is_that_of_all_its_tokens(whole: Path) -> None:
+    tokens = open_tokens(whole / "data")
+    model, _, _ = load_model(whole, device="cpu")
+    held = torch.from_numpy(tokens.held.astype("int64"))
+    total = count = 0.0
+    for at in range(0, len(held) - 1, 32):
+        inputs, targets = held[at : at + 32], held[at + 1 : at + 33]
+        inputs = inputs[: len(targets)]
+        kept = inputs != tokens.manifest.end
+        losses = torch.nn.functional.cross_entropy(model(inputs[None])[0], targets, reduction="none")
+        total, count = total + float(losses[kept].sum()), count + int(kept.sum())
+    result = json.loads((whole / "result.json").read_text())
+    assert result["held_out_tokens"] == count
+    assert windows(len(held), 32) * 32 + 1 < len(held), "the padded rest should be part of this test"
+    assert result["held_out_loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_model_comes_back_from_its_folder(whole: Path) -> None:
+    model, serve, tokenizer = load_model(whole, device="cpu")
+    assert not model.training and model.compute == torch.float32
+    assert serve.forward(model, torch.tensor([[1, 2]]), None).shape == (1, 300)
+    assert tokenizer is not None and tokenizer.decode(tokenizer.encode("alpha beta").ids) == "alpha beta"
+    half, _, _ = load_model(whole, step=8, device="cpu", dtype=torch.bfloat16)
+    assert half.logits.weight.dtype == torch.bfloat16 == half.compute
+    assert not torch.equal(half.logits.weight.float(), model.logits.weight)
+
+
+def test_a_run_of_another_package_does_not_disturb_a_loaded_one(whole: Path, tmp_path: Path) -> None:
+    model, _, _ = load_model(whole, device="cpu")
+    shutil.copytree(whole, tmp_path / "other")
+    other, _, _ = load_model(tmp_path / "other", device="cpu")
+    assert type(model) is not type(other)
+    assert sys.modules[type(model).__module__].Model is type(model)
+
+
+# Resuming
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(save_every=st.integers(1, 6), steps=st.integers(2, 9), optimizer=st.sampled_from(["AdamW", "Lion"]))
+def test_resumed_run_is_the_unbroken_run_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, text: Path, save_every: int, steps: int, optimizer: str
+) -> None:
+    folder = tmp_path_factory.mktemp("resume")
+    package = write_package(folder / "generated", OPTIMIZER=optimizer, LR="1e-2" if optimizer == "AdamW" else "1e-3")
+    options = ("--data", text, "--seed", 5, "--save-every", save_every, "--microbatch", 4)
+    train(package, *options, "--steps", steps, "--out", folder / "whole")
+    broken = write_package(
+        folder / "broken",
+        OPTIMIZER=optimizer,
+        LR="1e-2" if optimizer == "AdamW" else "1e-3",
+        EXTRA=f"\n        if step + 1 == {steps}: raise ConnectionError",  # before the save of the last step
+    )
+    with pytest.raises(ConnectionError):
+        train(broken, *options, "--steps", steps, "--out", folder / "cut")
+    if save_every >= steps:
+        with pytest.raises(Problem, match="holds no checkpoint: the run ended before its first save"):
+            train(package, "--resume", "--out", folder / "cut")
+        return
+    train(package, "--resume", "--out", folder / "cut")
+    assert log_lines(folder / "cut") == log_lines(folder / "whole")
+    here, there = weights(folder / "cut"), weights(folder / "whole")
+    assert all(torch.equal(here[name], there[name]) for name in there)
+
+
+def test_resuming_with_the_text_named_again_and_more_steps(
+    whole: Path, package: Path, text: Path, tmp_path: Path
+) -> None:
+    out = copy_run(whole, tmp_path / "run", 8)
+    train(package, "--resume", "--data", text, "--steps", 12, "--out", out)
+    lines = log_lines(out)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[:8] == log_lines(whole)[:8]
+    assert RunFolder(out).read().steps == 12
+
+
+def test_resuming_what_is_done_measures_again_and_changes_nothing(whole: Path, package: Path, tmp_path: Path) -> None:
+    out = copy_run(whole, tmp_path / "run", 10)
+    (out / "result.json").unlink()
+    train(package, "--resume", "--out", out)
+    assert log_lines(out) == log_lines(whole)
+    before, after = (json.loads((run / "result.json").read_text()) for run in (whole, out))
+    assert after["held_out_loss"] == before["held_out_loss"]
+
+
+def test_torn_log_line_is_cut_off(whole: Path, package: Path, tmp_path: Path) -> None:
+    out = copy_run(whole, tmp_path / "run", 8)
+    with (out / "train.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+    train(package, "--resume", "--out", out)
+    assert log_lines(out) == log_lines(whole)
+
+
+def test_resuming_from_the_runs_own_code(whole: Path, tmp_path: Path) -> None:
+    out = copy_run(whole, tmp_path / "run", 8)
+    train(out / "code" / "tiny", "--resume", "--out", out)
+    assert log_lines(out) == log_lines(whole)
+
+
+@pytest.mark.parametrize("choice", [{"HASH": "bbbb", "LR": "3e-3"}, {"HASH": "cccc", "STATES": "bf16"}])
+def test_another_spec_is_refused_with_the_difference(
+    whole: Path, text: Path, tmp_path: Path, choice: dict[str, str]
+) -> None:
+    changed = write_package(tmp_path, **choice)
+    with pytest.raises(Problem, match="was begun with another spec") as raised:
+        train(changed, "--resume", "--out", whole)
+    message = raised.value.message
+    if "LR" in choice:
+        assert '-    optimizer = optim.AdamW(model, lr=float("1e-2")' in message
+        assert '+    optimizer = optim.AdamW(model, lr=float("3e-3")' in message
+    else:
+        assert (
+            "precision: fp32 parameters, fp32 compute, fp32 optimizer -> fp32 parameters, fp32 compute, bf16" in message
+        )
+    assert raised.value.help is not None and f"{whole}/code/tiny/train.py" in raised.value.help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seed", 3), "--seed 3: this run has seed 0"),
+        (("--data", __file__), "is not the text that this run was trained on"),
+        (("--tokenizer", __file__), "--tokenizer cannot change on the way"),
+        (("--plan", "cluster"), "is for 512 devices"),
+    ],
+)
+def test_what_cannot_change_on_the_way(whole: Path, package: Path, arguments: tuple[object, ...], message: str) -> None:
+    before = (whole / "run.json").read_bytes()
+    with pytest.raises(Problem, match=message):
+        train(package, "--resume", "--out", whole, *arguments)
+    assert (whole / "run.json").read_bytes() == before
+
+
+def test_damaged_checkpoint_is_refused_before_anything_is_touched(whole: Path, package: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    last = out / "checkpoints" / "step-00000010"
+    os.truncate(last / "__0_0.distcp", 100)
+    with pytest.raises(Problem, match="step-00000010 is damaged") as raised:
+        train(package, "--resume", "--out", out)
+    assert raised.value.help is not None and "step-00000008 is whole" in raised.value.help
+    shutil.rmtree(last)
+    train(package, "--resume", "--out", out)
+    assert log_lines(out) == log_lines(whole)
+
+
+# Refusing
+
+
+def refused(package: Path, out: Path, message: str, *arguments: object) -> Problem:
+    """The Problem of a run that leaves nothing behind."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(Problem, match=message) as raised:
+        train(package, "--out", out, *arguments)
+    assert sorted(out.parent.iterdir()) == before
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "there is nothing to train on"),
+        (("--data", "TEXT", "--device", "cuda:9"), "--device cuda:9: "),
+        (("--data", "TEXT", "--device", "tpu"), "--device tpu: there is no such device"),
+        (("--data", "TEXT", "--plan", "other"), "--plan other: there is no such plan"),
+        (("--data", "TEXT", "--plan", "cluster"), "the plan `cluster` is for 512 devices"),
+        (("--data", "TEXT", "--microbatch", 3), "a microbatch of 3 does not divide the batch of 8"),
+        (("--data", "TEXT/000.txt"), "too little text: .* takes 257"),
+        (("--data", "TEXT", "--tokenizer", __file__), "not a tokenizers JSON file"),
+        (("--data", "TEXT/missing"), "there is no such file or folder"),
+        (("--resume",), "there is no run in"),
+    ],
+)
+def test_refused_options_leave_nothing(
+    package: Path, text: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    if "too little" in message:
+        text = write_text(tmp_path / "little", documents=1)
+        (text / "000.txt").write_text("alpha beta gamma")
+    refused(package, tmp_path / "run", message, *(str(each).replace("TEXT", str(text)) for each in arguments))
+
+
+@pytest.mark.parametrize("rate", ["nan", "-1.0", "inf"])
+def test_rate_that_is_none_leaves_nothing(text: Path, tmp_path: Path, rate: str) -> None:
+    package = write_package(tmp_path / "generated", LR=rate)
+    runs = tmp_path / "runs"
+    with pytest.raises(Problem, match=f"the learning rate is {rate}"):
+        train(package, "--data", text, "--out", runs / "run")
+    assert not runs.exists()
+
+
+def test_run_that_cannot_fit_is_refused_with_the_ledger(text: Path, tmp_path: Path) -> None:
+    package = write_package(tmp_path, LIMIT="250_000_000")
+    problem = refused(package, tmp_path / "run", "does not fit in memory", "--data", text)
+    assert "optimizer states" in problem.message and "238.4 MiB that the plan allows" in problem.message
+    assert problem.help is not None and problem.help.startswith("--plan free fits here")
+
+
+def test_out_that_is_no_folder_for_a_run(package: Path, text: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(package, tmp_path / "file", "is a file, and a run needs a folder", "--data", text)
+    with pytest.raises(Problem, match="file is a file"):
+        train(package, "--out", tmp_path / "file" / "run", "--data", text)
+    with pytest.raises(Problem, match="holds another run"):
+        train(package, "--out", whole, "--data", text)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").write_text("mine")
+    refused(package, tmp_path / "full", "is not empty", "--data", text)
+    (tmp_path / "empty").mkdir()
+    train(package, "--out", tmp_path / "empty", "--data", text, "--steps", 1)
+    assert (tmp_path / "empty" / "result.json").exists()
+
+
+def test_loss_that_is_not_finite_stops_before_it_changes_anything(text: Path, tmp_path: Path) -> None:
+    package = write_package(tmp_path)
+    source = (package / "train.py").read_text()
+    source = source.replace(
+        '    return {"loss": loss,',
+        "    global calls\n    calls += model.training\n    if calls == 6: loss = loss * float('nan')\n"
+        '    return {"loss": loss,',
+    )
+    (package / "train.py").write_text(source.replace("PLANS = {", "calls = 0\nPLANS = {"))
+    with pytest.raises(Problem, match=r"the loss of step 6 is nan") as raised:
+        train(package, "--data", text, "--out", tmp_path / "run", "--steps", 8)
+    assert raised.value.help is not None and "step-00000004 was saved before" in raised.value.help
+    assert len(log_lines(tmp_path / "run")) == 5
+
+
+def test_run_folder_inside_the_text_is_not_text(package: Path, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    out = text / "runs" / "here"
+    train(package, "--data", text, "--out", out, "--steps", 4)
+    train(package, "--data", text, "--out", out, "--resume", "--steps", 5)
+    assert json.loads((out / "data" / "manifest.json").read_text())["documents"] == 20
+
+
+# How it is computed
+
+
+def test_recomputing_gives_the_same_losses_and_names(whole: Path, text: Path, tmp_path: Path) -> None:
+    package = write_package(tmp_path, RECOMPUTE="2")
+    train(package, "--data", text, "--steps", 10, "--out", tmp_path / "run", "--microbatch", 4)
+    assert log_lines(tmp_path / "run") == log_lines(whole)
+    assert RunFolder(tmp_path / "run").read().recompute == 2
+    assert weights(tmp_path / "run").keys() == weights(whole).keys()
+
+
+def test_layers_are_recomputed_indeed(tmp_path: Path, text: Path) -> None:
+    package = write_package(tmp_path, RECOMPUTE="2")
+    model_file = package / "model.py"
+    model_file.write_text(
+        model_file.read_text().replace(
+            "    def forward(self, x):\n", "    calls = 0\n\n    def forward(self, x):\n        Layer.calls += 1\n"
+        )
+    )
+    train(package, "--data", text, "--steps", 1, "--out", tmp_path / "run", "--microbatch", 8)
+    # one step: three layers forward, two again; then the held-out text without
+    tokens = open_tokens(tmp_path / "run" / "data")
+    count = windows(len(tokens.held), 32) + 1
+    layer = next(m for n, m in sys.modules.items() if n.endswith("_tiny.model") and m.__file__ == str(model_file)).Layer
+    assert layer.calls == 3 + 2 + 3 * math.ceil(count / 8)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(package: Path, text: Path, tmp_path: Path) -> None:
+    model_file = package / "model.py"
+    plain = write_package(tmp_path / "plain")
+    (plain / "model.py").write_text(model_file.read_text().replace("0.1, self.training", "0.0, self.training"))
+    for microbatch in (2, 8):
+        train(plain, "--data", text, "--steps", 3, "--out", tmp_path / str(microbatch), "--microbatch", microbatch)
+    for small, large in zip(log_lines(tmp_path / "2"), log_lines(tmp_path / "8"), strict=True):
+        assert small["loss"] == pytest.approx(large["loss"], rel=1e-3)  # means of means: targets differ in number
+        assert small["norm"] == pytest.approx(large["norm"], rel=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("choices", "arguments", "expected"),
+    [
+        ({}, ("--precision", "bf16"), (torch.float32, torch.bfloat16, torch.float32)),
+        ({"PARAMS": "bf16", "COMPUTE": "bf16", "STATES": "bf16"}, (), (torch.bfloat16,) * 3),
+        ({"PARAMS": "bf16", "COMPUTE": "bf16"}, (), (torch.bfloat16, torch.bfloat16, torch.float32)),
+        (
+            {"PARAMS": "bf16", "STATES": "bf16"},
+            ("--precision", "fp32"),
+            (torch.bfloat16, torch.float32, torch.bfloat16),
+        ),
+    ],
+)
+def test_precision_of_parameters_compute_and_states(
+    text: Path,
+    tmp_path: Path,
+    choices: dict[str, str],
+    arguments: tuple[str, ...],
+    expected: tuple[torch.dtype, ...],
+) -> None:
+    check = (
+        "\n        assert (model.logits.weight.dtype, model.compute,"
+        " optimizer.state_dict()['logits.weight']['exp_avg'].dtype) == "
+        f"({', '.join(str(dtype) for dtype in expected)})".replace("torch.", "__import__('torch').")
+    )
+    package = write_package(tmp_path, EXTRA=check, **choices)
+    train(package, "--data", text, "--steps", 8, "--out", tmp_path / "run", *arguments)
+    losses = [line["loss"] for line in log_lines(tmp_path / "run")]
+    assert losses[-1] < losses[0] - 0.05
+
+
+# As a program
+
+
+def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
+    whole: Path, text: Path, tmp_path: Path, package: Path
+) -> None:
+    slow = write_package(tmp_path / "generated", EXTRA="\n        __import__('time').sleep(0.3)")
+    out = tmp_path / "run"
+    process = start(slow, "--data", text, "--steps", 10, "--out", out, "--microbatch", 4)
+    wait_for(lambda: (out / "train.jsonl").exists() and (out / "train.jsonl").read_text().count("\n") >= 2)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"{out}/code/tiny/train.py --out {out} --resume" in stdout
+    assert "Traceback" not in stderr
+    train(package, "--resume", "--out", out)
+    here, there = log_lines(out), log_lines(whole)
+    assert [line["loss"] for line in here] == [line["loss"] for line in there]
+
+
+def test_terminated_run_exits_as_such_and_saves(text: Path, tmp_path: Path) -> None:
+    slow = write_package(tmp_path / "generated", EXTRA="\n        __import__('time').sleep(0.3)")
+    out = tmp_path / "run"
+    process = start(slow, "--data", text, "--out", out)
+    wait_for(lambda: (out / "train.jsonl").exists() and (out / "train.jsonl").read_text().count("\n") >= 1)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert len(list_checkpoints(out / "checkpoints")) == 1
+
+
+def test_reader_that_goes_away_stops_the_run_with_a_checkpoint(text: Path, tmp_path: Path) -> None:
+    slow = write_package(tmp_path / "generated", EXTRA="\n        __import__('time').sleep(0.3)")
+    out = tmp_path / "run"
+    process = start(slow, "--data", text, "--out", out, "--save-every", 1)
+    assert process.stdout is not None and process.stderr is not None
+    wait_for(lambda: (out / "train.jsonl").exists())
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
+    assert len(list_checkpoints(out / "checkpoints")) >= 1
+
+
+def test_program_prints_problems_and_nothing_else(package: Path, tmp_path: Path) -> None:
+    process = start(package, "--data", tmp_path / "none", "--out", tmp_path / "run")
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr == f"error: --data {tmp_path}/none: there is no such file or folder\n"
+    assert stdout == ""
+
+
+def test_help_shows_the_recipe(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train(package, "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    for flag in [
+        "data",
+        "steps",
+        "out",
+        "resume",
+        "save-every",
+        "seed",
+        "device",
+        "precision",
+        "plan",
+        "tokenizer",
+        "microbatch",
+    ]:
+        assert f"--{flag}" in shown
+    assert "default: 16, the recipe's tokens" in shown
+    assert "one of: default, free, cluster" in shown
+
+
+def test_other_errors_pass_with_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stop_on_problem(main)
+
+    def problem() -> None:
+        raise Problem("this", "that")
+
+    with pytest.raises(SystemExit) as raised:
+        stop_on_problem(problem)
+    assert raised.value.code == 1
+    assert capsys.readouterr().err == "error: this\nhelp: that\n"
+
+
+# Folders of models from elsewhere
+
+
+def test_imported_model_in_a_run_folder(whole: Path, package: Path, tmp_path: Path) -> None:
+    facts = Facts("tiny", "specs/tiny.dsk", "aaaa", Precision("bf16", "fp32", "fp32", "fp32"))
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in weights(whole).items()}
+    with staged(tmp_path / "imported") as path:
+        folder = create_run_folder(path, package, facts, tokenizer=whole / "tokenizer.json")
+        write_checkpoint(folder.checkpoints, 0, state)
+    model, _, tokenizer = load_model(tmp_path / "imported", device="cpu")
+    assert tokenizer is not None
+    assert model.compute == torch.float32
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(Problem, match="holds an imported model, not a training run"):
+        train(package, "--resume", "--out", tmp_path / "imported")
+
+
+def test_staged_folder_vanishes_with_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError), staged(tmp_path / "a" / "b" / "run") as path:
+        (path / "half").write_text("written")
+        raise ConnectionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", None, "is not the folder of a run"),
+        ("run.json", "{", "cannot be read"),
+        ("run.json", '{"format": 99}', "has format 99"),
+        ("code/tiny/__init__.py", None, "the run's generated code is missing"),
+    ],
+)
+def test_folders_that_are_no_runs(whole: Path, tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / name).unlink() if content is None else (out / name).write_text(content)
+    with pytest.raises(Problem, match=message):
+        load_model(out, device="cpu")
+    with pytest.raises(Problem, match="there is no such run"):
+        load_model(tmp_path / "none")
+
+
+def test_facts_come_back_as_they_were(whole: Path, tmp_path: Path) -> None:
+    facts = RunFolder(whole).read()
+    RunFolder(tmp_path).write(replace(facts, seed=9))
+    assert RunFolder(tmp_path).read() == replace(facts, seed=9)
+
+
+def wait_for(happened: object, seconds: float = 60.0) -> None:
+    assert callable(happened)
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

@@ -51,11 +51,22 @@ def main() -> None:
     run(*DSKC, "check", spec)
     run(*DSKC, "compile", spec)
     trainer = ROOT / "generated" / "moe_nano" / "train.py"
-    run(sys.executable, trainer.relative_to(ROOT), "--steps", str(options.steps), "--out", shown, "--data", *standard_library())
+    run(
+        sys.executable,
+        trainer.relative_to(ROOT),
+        "--steps",
+        str(options.steps),
+        "--out",
+        shown,
+        "--data",
+        *standard_library(),
+    )
     run(*DSKC, "generate", shown, "--prompt", "def ", "--max-tokens", "120", "--temperature", "0.7", "--seed", "1")
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     loss, entropy = result["held_out_loss"], result["unigram_entropy"]
-    print(f"\nheld-out loss {loss:.3f} nats, unigram entropy of the same tokens {entropy:.3f}: {entropy - loss:.3f} under it")
+    print(
+        f"\nheld-out loss {loss:.3f} nats, unigram entropy of the same tokens {entropy:.3f}: {entropy - loss:.3f} under it"
+    )
     print(f"loss plot: {shown / 'loss.png'}\n{time.monotonic() - began:.0f} s in all")
     if entropy - loss < MARGIN:
         sys.exit(f"the model learned too little: it should be at least {MARGIN} nat under the unigram entropy")

@@ -53,7 +53,9 @@ def _block_parameter(param: s.Param, frame: Frame) -> Parameter:
             return Parameter(name, kind, default)
     if isinstance(param.default, s.Boolean):
         return Parameter(name, Kind.BOOL, default)
-    whole = isinstance(param.default, s.Number) and param.default.value.denominator == 1 and "." not in param.default.text
+    whole = (
+        isinstance(param.default, s.Number) and param.default.value.denominator == 1 and "." not in param.default.text
+    )
     return Parameter(name, Kind.INT if whole else Kind.FLOAT, default)
 
 
@@ -138,7 +140,11 @@ class Binder:
             return None
         filled: dict[str, Expressed] = {}
         for p in signature.parameters:
-            default = Fraction(str(p.default)) if isinstance(p.default, int | float) and not isinstance(p.default, bool) else p.default
+            default = (
+                Fraction(str(p.default))
+                if isinstance(p.default, int | float) and not isinstance(p.default, bool)
+                else p.default
+            )
             filled[p.name] = bound[p.name] if p.name in bound else default  # type: ignore[assignment]
         return filled
 

@@ -8,7 +8,6 @@ from .ir import Axis, DType, Op, Region, TensorType, Value
 from .ops.base import Operation, ShapeError
 from .ops.weights import Weight, Weights
 
-
 STACKED = {"Linear": "GroupedLinear"}  # what a module becomes when there is one for every expert
 
 

@@ -82,7 +82,7 @@ class Calls:
     def _suggestion(self, name: str, frame: Frame) -> str:
         library = library_index()
         if name in library and name not in frame.scope.names:
-            return f"it is in std: add it to `use std {{ ... }}`"
+            return "it is in std: add it to `use std { ... }`"
         values = [n for n, v in frame.names.items() if isinstance(v, BlockValue)]
         near = did_you_mean(name, [*values, *frame.scope.blocks(), *PRIMITIVES, *library])
         if near is None:
@@ -174,7 +174,9 @@ class Calls:
         if value.path is None:
             value.path = frame.builder.join(node.alias.text if node.alias else node.callee.text)
         elif node.alias is not None:
-            frame.report("DSK0127", f"`{node.callee.text}` has its weights already", node.alias.span, "they keep their name")
+            frame.report(
+                "DSK0127", f"`{node.callee.text}` has its weights already", node.alias.span, "they keep their name"
+            )
         signature, weighted = self._signature(value.callee, frame)
         name = value.path.rsplit(".", 1)[-1]
         bound = self.binder.bind(signature, node.arguments, frame, name if weighted else consumer, value.arguments)
@@ -375,7 +377,9 @@ class Calls:
         for entry in block.cost.entries:
             if isinstance(entry, s.Setting):
                 if entry.key.text not in ("flops", "saved"):
-                    inner.report("DSK0160", f"an extern block states `flops` and `saved`, not `{entry.key.text}`", entry.key.span)
+                    inner.report(
+                        "DSK0160", f"an extern block states `flops` and `saved`, not `{entry.key.text}`", entry.key.span
+                    )
                     continue
                 axis = self.evaluator.axis(entry.value, inner)
                 costs[entry.key.text] = axis.size if axis else ZERO
@@ -406,5 +410,6 @@ def _shape(value: Value) -> str:
 
 
 def _owns_weights(ops: list[Op] | tuple[Op, ...]) -> bool:
-    return any(isinstance(op.attributes, Weights | Extern) or any(_owns_weights(r.ops) for r in op.regions) for op in ops)
-
+    return any(
+        isinstance(op.attributes, Weights | Extern) or any(_owns_weights(r.ops) for r in op.regions) for op in ops
+    )

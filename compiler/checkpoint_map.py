@@ -10,9 +10,9 @@ from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
 
+from .builder import Builder
 from .evaluate import Evaluator
 from .frame import Frame, Shared
-from .builder import Builder
 from .ir import Axis, Graph
 from .parameters import parameters
 from .program import ModelSource, Scope
@@ -80,7 +80,12 @@ class _Reader:
     def _entry(self, entry: s.Entry, scope: Scope) -> Json | None:
         if isinstance(entry, s.Bad):
             return None
-        if isinstance(entry, s.Setting) and entry.bare and entry.key.text == "ignore" and isinstance(entry.value, s.String):
+        if (
+            isinstance(entry, s.Setting)
+            and entry.bare
+            and entry.key.text == "ignore"
+            and isinstance(entry.value, s.String)
+        ):
             return {"ignore": entry.value.value}
         if isinstance(entry, s.Setting) and entry.bare and entry.key.text == "tied" and isinstance(entry.value, s.List):
             names = [item.value for item in entry.value.items if isinstance(item, s.String)]

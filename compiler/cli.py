@@ -70,7 +70,9 @@ def fmt(specs: tuple[Path, ...], only_check: bool) -> None:
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="folder to write into, instead of generated/")
 @click.option("--force", is_flag=True, help="overwrite files that were edited by hand")
 @_SET
-def compile(specs: tuple[Path, ...], only_check: bool, out: Path | None, force: bool, settings: tuple[str, ...]) -> None:
+def compile(
+    specs: tuple[Path, ...], only_check: bool, out: Path | None, force: bool, settings: tuple[str, ...]
+) -> None:
     """Generate the code of every model that the specs define."""
     from .compile import EditedError, stale, write
 

@@ -37,7 +37,9 @@ def launch_generate(arguments: tuple[str, ...]) -> None:
     sys.exit(_runtime("serve.generate").main(list(arguments)))
 
 
-def launch_import(outputs: list[Output], checkpoint: Path, out: Path, dtype: str | None, tokenizer: Path | None) -> None:
+def launch_import(
+    outputs: list[Output], checkpoint: Path, out: Path, dtype: str | None, tokenizer: Path | None
+) -> None:
     """Writes a run folder with the generated code and the weights of a checkpoint."""
     output = outputs[-1]
     plan = json.loads(output.files["plan.json"])

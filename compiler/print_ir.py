@@ -19,7 +19,9 @@ class _Printer:
 
     def graph(self, graph: Graph) -> list[str]:
         dims = ", ".join(f"{d.name} = {d.equation}" if d.equation else f"{d.name} = {d.value}" for d in graph.dims)
-        inputs = ", ".join(f"{self.name(v, n)}: {v.type}" for n, v in zip(graph.inputs, graph.body.arguments, strict=True))
+        inputs = ", ".join(
+            f"{self.name(v, n)}: {v.type}" for n, v in zip(graph.inputs, graph.body.arguments, strict=True)
+        )
         lines = [f"model {graph.name}({inputs}) {{", f"  dims {dims}"]
         lines += self.body(graph.body, "  ")
         names = (*graph.results, *graph.losses)

@@ -9,9 +9,7 @@ from dskc.dsl.source import Source, Span
 
 from .values import BlockDefinition
 
-Definition = (
-    BlockDefinition | s.Model | s.DerivedModel | s.Train | s.Plan | s.Serve | s.Checkpoint
-)
+Definition = BlockDefinition | s.Model | s.DerivedModel | s.Train | s.Plan | s.Serve | s.Checkpoint
 
 
 @dataclass(slots=True)

@@ -105,5 +105,3 @@ class _Checker:
 
 def _known(tree: list[Entry]) -> str:
     return f"there are {', '.join(entry.name for entry in tree)}"
-
-

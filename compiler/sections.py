@@ -113,4 +113,12 @@ MESH_AXES = {
 SHARDABLE = ("params", "optimizer", "gradients")  # what a plan may shard besides dims
 
 UNITS = {"memory.limit": "bytes"}  # keys whose number is of a kind; all others are plain counts
-MINIMUM_ONE = ("tokens", "batch.sequences", "batch.microbatch", "save.every", "save.keep", "pipeline.microbatch", "batch")
+MINIMUM_ONE = (
+    "tokens",
+    "batch.sequences",
+    "batch.microbatch",
+    "save.every",
+    "save.keep",
+    "pipeline.microbatch",
+    "batch",
+)

@@ -101,5 +101,17 @@ class BlockDefinition:
 
 
 Expressed = (
-    Value | Size | Fraction | bool | str | None | tuple | Mask | ArrowValue | BlockValue | BlockDefinition | Record | Poison
+    Value
+    | Size
+    | Fraction
+    | bool
+    | str
+    | None
+    | tuple
+    | Mask
+    | ArrowValue
+    | BlockValue
+    | BlockDefinition
+    | Record
+    | Poison
 )

@@ -356,4 +356,3 @@ def _headed(children: tuple, words: tuple[str, ...]) -> list:
     after = {child.type: children[i + 1] for i, child in enumerate(children) if isinstance(child, Token)}
     nodes = _present(children)
     return [nodes[0], *(after.get(word) for word in words), nodes[-1]]
-

@@ -240,7 +240,10 @@ def _runs(variants: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def _variant_names(op: Op, item: str) -> list[str]:
     """Names for the variants of a repeat: by the block that only one of them has, else by number."""
-    blocks = [{o.attributes.block for o in r.ops if isinstance(o.attributes, Block) and o.attributes.block} for r in op.regions]
+    blocks = [
+        {o.attributes.block for o in r.ops if isinstance(o.attributes, Block) and o.attributes.block}
+        for r in op.regions
+    ]
     names = []
     for i, mine in enumerate(blocks):
         others = set().union(*(b for j, b in enumerate(blocks) if j != i))
@@ -270,4 +273,3 @@ def _literal(value: object, names: Names) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     return number(float(value))  # type: ignore[arg-type]
-

@@ -135,7 +135,9 @@ class Serving(Function):
     def targets(self, op: Op) -> str:
         if isinstance(op.attributes, Block) and keeps(op):
             kept = op.results[: kept_results(op)]
-            return ", ".join(self.bind(v, suffixed(v.name or op.attributes.path.rsplit(".", 1)[-1], v.type)) for v in kept)
+            return ", ".join(
+                self.bind(v, suffixed(v.name or op.attributes.path.rsplit(".", 1)[-1], v.type)) for v in kept
+            )
         return Function.targets(self, op)
 
     def loop_head(self, item: str, name: str) -> str:

@@ -33,7 +33,18 @@ def emit_train(
     graph: Graph, recipe: TrainRecipe, plans: list[PlanRecipe], ledger: Memory, spec: str, spec_hash: str, file: str
 ) -> str:
     """The text of train.py below its header."""
-    imports = ["Batch", "Ledger", "Plan", "Precision", "Recipe", "Repeat", "Run", "Saved", "parse_options", "stop_on_problem"]
+    imports = [
+        "Batch",
+        "Ledger",
+        "Plan",
+        "Precision",
+        "Recipe",
+        "Repeat",
+        "Run",
+        "Saved",
+        "parse_options",
+        "stop_on_problem",
+    ]
     if not ledger.repeats:
         imports.remove("Repeat")
     return _template().render(
@@ -129,7 +140,10 @@ def _plan(plan: PlanRecipe, recipe: TrainRecipe, ledger: Memory) -> list[tuple[s
     if plan.microbatch is not None:
         fields.append(("microbatch", number(plan.microbatch)))
     merged = Precision(
-        *(getattr(plan.precision, f) or getattr(recipe.precision, f) for f in ("params", "compute", "reduce", "optimizer"))
+        *(
+            getattr(plan.precision, f) or getattr(recipe.precision, f)
+            for f in ("params", "compute", "reduce", "optimizer")
+        )
     )
     if merged != recipe.precision:
         fields.append(("precision", _precision(merged)))

@@ -75,7 +75,7 @@ class Rope(Operation):
 _SCALING_CLASSES = {"linear": "LinearScaling", "llama3": "Llama3Scaling", "yarn": "YarnScaling"}
 
 
-def _number(name: str, default: float | None | type = REQUIRED, doc: str = "") -> Parameter:
+def _number(name: str, default: float | type | None = REQUIRED, doc: str = "") -> Parameter:
     return Parameter(name, Kind.FLOAT, default, doc=doc)  # type: ignore[arg-type]
 
 
@@ -110,7 +110,9 @@ def _rope(site: Site) -> Value:
     axis = x.type.axes[1]
     tokens = site.builder.tokens_along(axis)
     if tokens is None:
-        raise ShapeError(f"`rope` turns by position along the second axis, and `{axis.size}` is no axis of an input", "x")
+        raise ShapeError(
+            f"`rope` turns by position along the second axis, and `{axis.size}` is no axis of an input", "x"
+        )
     width = site["width"]
     last = width.axis if isinstance(width, Size) else x.type.axes[-1]
     add = site.builder.one

@@ -58,7 +58,7 @@ def _check_ranks(section: SectionSource, plan: PlanRecipe, mesh: dict[str, int],
         return
     spelled = " × ".join(str(n) for _, n in sizes)
     span = section.sections.get("mesh") or section.item.name.span
-    title = f"the mesh does not have as many ranks as the plan has devices"
+    title = "the mesh does not have as many ranks as the plan has devices"
     label = f"{spelled} is {ranks} and not {plan.devices}" if len(sizes) > 1 else f"{ranks} and not {plan.devices}"
     problems.add(Diagnostic("DSK0210", title, span, label))
 
@@ -153,5 +153,3 @@ def _check_batch(
     label = f"{show_number(train.sequences)} sequences over {mesh.get('dp', 1)} × {plan.microbatch or 1}"
     notes = (("help", "this plan cannot run this batch; others may"),)
     problems.add(Diagnostic("DSK0213", title, span, label, notes=notes, severity="warning"))
-
-

@@ -56,7 +56,7 @@ class Memory:
 
 def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
     """Counts a graph for a recipe's sequence length."""
-    sizes = {**graph.sizes, **{name: 1 for name in _data(graph)}, "S": recipe.length}
+    sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), "S": recipe.length}
     top = _Count(sizes)
     repeats = []
     for op in graph.body.ops:
@@ -85,7 +85,7 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
 
 def flops(graph: Graph, length: int, sequences: int = 1) -> tuple[int, int]:
     """Floating-point operations of all matrix products in one forward pass: attention in full, and counted causally."""
-    sizes = {**graph.sizes, **{name: sequences for name in _data(graph)}, "S": length}
+    sizes = {**graph.sizes, **dict.fromkeys(_data(graph), sequences), "S": length}
     full = causal = 0
     for op, times in walk(graph.body):
         attributes = op.attributes

@@ -66,7 +66,11 @@ def default_train(graph: Graph, parameters: int) -> TrainRecipe:
         microbatch=None,
         precision=Precision("fp32", "bf16", "fp32", "fp32"),
         optimizer=filled(
-            "adamw", lr=Fraction(3, 10_000), betas=(Fraction(9, 10), Fraction(95, 100)), decay=Fraction(1, 10), clip=Fraction(1)
+            "adamw",
+            lr=Fraction(3, 10_000),
+            betas=(Fraction(9, 10), Fraction(95, 100)),
+            decay=Fraction(1, 10),
+            clip=Fraction(1),
         ),
         schedule=filled("cosine", warmup=Fraction(100)),
         init=filled("normal"),

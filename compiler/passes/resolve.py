@@ -236,9 +236,7 @@ class _Resolver:
             base = self.section(found[0], found[1], (*seen, item.name.text))
             if base is None:
                 return None
-            section = replace(
-                base, item=item, scope=scope, target=target or base.target, device=device or base.device
-            )
+            section = replace(base, item=item, scope=scope, target=target or base.target, device=device or base.device)
             section.settings = dict(base.settings)
             section.placements = list(base.placements)
         if section.target is None:
@@ -280,9 +278,7 @@ class _Resolver:
         said = into.settings[key]
         into.settings[key] = replace(said, patches=(*said.patches, *((a, scope) for a in arguments)))
 
-    def find(
-        self, name: s.Name, scope: Scope, kinds: tuple[type, ...], what: str
-    ) -> tuple[Definition, Scope] | None:
+    def find(self, name: s.Name, scope: Scope, kinds: tuple[type, ...], what: str) -> tuple[Definition, Scope] | None:
         """The definition that a name stands for, or a diagnostic."""
         found = scope.names.get(name.text)
         if isinstance(found, kinds):

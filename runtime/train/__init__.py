@@ -4,7 +4,7 @@ from ..data.batch import Batch
 from .checkpoint import write_checkpoint
 from .folder import create_run_folder
 from .ledger import Ledger, Repeat, Saved
-from .load import load_model
+from .load import load_model, load_weights
 from .options import Options, parse_options
 from .recipe import Plan, Precision, Recipe
 from .run import Run
@@ -22,6 +22,7 @@ __all__ = [
     "Saved",
     "create_run_folder",
     "load_model",
+    "load_weights",
     "parse_options",
     "stop_on_problem",
     "write_checkpoint",

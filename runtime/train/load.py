@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -16,8 +17,10 @@ from torch import nn
 from ..problem import Problem
 from .checkpoint import find_checkpoint, read_checkpoint, stored_dtype
 from .device import find_device
-from .folder import RunFolder
+from .folder import Facts, RunFolder
 from .recipe import dtype_of
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_model(
@@ -30,23 +33,40 @@ def load_model(
     run, has no whole checkpoint, or code and checkpoint do not match.
     """
     folder = RunFolder(Path(run_folder))
-    if not folder.path.is_dir():
-        raise Problem(f"{folder.path}: there is no such run", "name the --out folder of a run")
-    facts = folder.read()
-    path, _ = find_checkpoint(folder.checkpoints, step)
-    where = find_device(device)
+    facts = _facts(folder)
     package = load_package(folder.code(facts.model))
-    model = build_model(package.Model, dtype or dtype_of(facts.precision.compute), dtype or stored_dtype(path), where)
-    read_checkpoint(path, {"model": model.state_dict()})
-    model.eval().requires_grad_(False)
+    model = load_weights(package.Model, run_folder, step, device, dtype)
     serve = importlib.import_module(f"{package.__name__}.serve")
     tokenizer = Tokenizer.from_file(str(folder.tokenizer)) if folder.tokenizer.is_file() else None
     return model, serve, tokenizer
 
 
+def load_weights(
+    model_class: type[Model],
+    run_folder: Path | str,
+    step: int | None = None,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """A model of this class, in eval mode, with the weights of a run's or an import's checkpoint; see `load_model`."""
+    folder = RunFolder(Path(run_folder))
+    facts = _facts(folder)
+    path, _ = find_checkpoint(folder.checkpoints, step)
+    where = find_device(device)
+    model = build_model(model_class, dtype or dtype_of(facts.precision.compute), dtype or stored_dtype(path), where)
+    read_checkpoint(path, {"model": model.state_dict()})
+    return model.eval().requires_grad_(False)
+
+
+def _facts(folder: RunFolder) -> Facts:
+    if not folder.path.is_dir():
+        raise Problem(f"{folder.path}: there is no such run", "name the --out folder of a run")
+    return folder.read()
+
+
 def build_model(
-    model_class: type[nn.Module], compute: torch.dtype, params: torch.dtype, device: torch.device
-) -> nn.Module:
+    model_class: type[Model], compute: torch.dtype, params: torch.dtype, device: torch.device
+) -> Model:
     """An instance whose parameters have this dtype and lie, not yet set, on the device."""
     with torch.device("meta"):
         model = model_class(compute=compute)

@@ -36,7 +36,9 @@ def import_run(
     does not match, naming each tensor, or when `out` cannot be made.
     """
     if not rules:
-        raise Problem(f"`{model}` says nothing of others' weights", "give it `weights NAME`, the name of a checkpoint map")
+        raise Problem(
+            f"`{model}` says nothing of others' weights", "give it `weights NAME`, the name of a checkpoint map"
+        )
     source = open_source(checkpoint)
     with staged(out) as folder, tempfile.TemporaryDirectory() as code:
         package = Path(code) / model

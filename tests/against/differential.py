@@ -76,7 +76,8 @@ def batch(tokens_BS: Tensor) -> Batch:
 
 def losses(ours: Ours, tokens_BS: Tensor) -> dict[str, Tensor]:
     """Every loss by name, as the generated trainer computes them."""
-    return ours.trainer.objective(ours.model, batch(tokens_BS))
+    found = ours.trainer.objective(ours.model, batch(tokens_BS))
+    return {"next_token": found["loss"]} | found  # alone, it is the whole objective
 
 
 def our_gradients(ours: Ours, tokens_BS: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from transformers import (
 )
 
 SPECS = Path(__file__).parents[2] / "specs"
-VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 101, 64, 96, 2, 4, 2
+VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 104, 128, 96, 2, 8, 4
 WINDOW = 17  # positions, fewer than there are tokens
-RESIDUAL = 0.05  # how small what joins the residual stream is: then the eps of every norm counts
+# Of weights by name: attention that picks, and a residual stream so small that the eps of every norm counts.
+SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "down_proj": 0.05}
+NORMALISED = {"q_proj": 0.03, "k_proj": 0.03}  # where a norm follows, whose eps counts too
 
 
 @dataclass(frozen=True)
@@ -111,20 +114,21 @@ def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model of transformers in float32 whose every parameter is random, also those that begin as ones and zeros."""
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    scales = SCALES | (NORMALISED if any("q_norm" in name for name in parameters) else {})
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(_drawn(name, parameter, generator))
+        for name, parameter in parameters.items():
+            parameter.copy_(_drawn(name, parameter, scales, generator))
     return model
 
 
-def _drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Of a size that lets everything be seen: attention that picks, and a residual stream so small that eps counts."""
+def _drawn(name: str, like: Tensor, scales: Mapping[str, float], generator: torch.Generator) -> Tensor:
     value = torch.randn(like.shape, generator=generator)
     if "norm" in name:
         return 1 + 0.3 * value
     if name.endswith("bias"):
         return value
     if "embed" in name:
-        return 0.02 * value
-    small = RESIDUAL if "o_proj" in name or "down_proj" in name else 1.0
-    return small * value / math.sqrt(like.shape[-1])
+        return 0.01 * value
+    scale = next((scale for part, scale in scales.items() if part in name), 1.0)
+    return scale * value / math.sqrt(like.shape[-1])

@@ -6,11 +6,12 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dskc.dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Mark
 from dskc.dsl.render import MAX_WIDTH, render, to_github, to_json
 from dskc.dsl.source import Source, Span
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SPEC = (Path(__file__).parent / "samples" / "dense.dsk").read_text(encoding="utf-8")
 TP12 = Source("specs/deepseek_7b.dsk", SPEC.replace("tp = 8 }", "tp = 12 }"))

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
-from dskc.dsl.dims import Dim, DimDivisionError, DimSizeError, MissingDimError, ceil, floor, maximum, minimum
-from dskc.dsl.numbers import parse_number
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
+from dskc.dsl.dims import Dim, DimDivisionError, DimSizeError, MissingDimError, ceil, floor, maximum, minimum
+from dskc.dsl.numbers import parse_number
 
 D, E, F, H, Rq = (Dim.of(name) for name in ("D", "E", "F", "H", "Rq"))
 NAMES = "DEFH"

@@ -4,9 +4,10 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from dskc.dsl.numbers import parse_number, show_bytes, show_number
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dskc.dsl.numbers import parse_number, show_bytes, show_number
 
 
 @pytest.mark.parametrize(

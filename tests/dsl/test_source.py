@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from dskc.dsl.diagnostics import Diagnostic, DiagnosticError
-from dskc.dsl.source import MAX_BYTES, Source, read_source
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dskc.dsl.diagnostics import Diagnostic, DiagnosticError
+from dskc.dsl.source import MAX_BYTES, Source, read_source
 
 
 def test_span_places() -> None:

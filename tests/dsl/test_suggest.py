@@ -3,9 +3,10 @@
 import string
 
 import pytest
-from dskc.dsl.suggest import did_you_mean, edit_distance
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dskc.dsl.suggest import did_you_mean, edit_distance
 
 WORDS = """
     linear embed unembed rms_norm layer_norm silu gelu gelu_tanh sigmoid softmax softcap tanh relu rope attend top_k

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dskc.runtime.reference import attention, causal, documents, everything, window
-from dskc.runtime.reference.mask import Mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +15,9 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from dskc.runtime.reference import attention, causal, documents, everything, window
+from dskc.runtime.reference.mask import Mask
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float | None = None) -> Tensor:

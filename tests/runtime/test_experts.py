@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import dskc.runtime.reference.flops  # noqa: F401
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
+
+import dskc.runtime.reference.flops  # noqa: F401
 from dskc.runtime.reference import (
     combine,
     dispatch,
@@ -16,12 +23,6 @@ from dskc.runtime.reference import (
     softmax,
     top_k,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import MixtralConfig
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 
 
 def offsets(*counts: int) -> Tensor:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
 from dskc.runtime.problem import Problem
 from dskc.runtime.serve.generate import stop_ids
 from dskc.runtime.weights import import_weights, open_source, plan_import, read_tokenizer
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 gguf = pytest.importorskip("gguf", reason="the package `gguf` is not installed")
 Kind = gguf.GGMLQuantizationType

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from dskc.runtime.modules import Embed, GroupedLinear, LayerNorm, Linear, RMSNorm, SpecModule, unembed
 from dskc.runtime.spec_module import spec_lines
-from torch import nn
 
 
 def test_names_and_shapes_of_parameters() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from dskc.runtime import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from dskc.runtime import reference as ref
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from dskc.runtime.reference import LinearScaling, Llama3Scaling, YarnScaling, rope, rope_table
-from dskc.runtime.reference.rope_scaling import Scaling
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as gptj_rope
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from dskc.runtime.reference import LinearScaling, Llama3Scaling, YarnScaling, rope, rope_table
+from dskc.runtime.reference.rope_scaling import Scaling
 
 SCALINGS: list[tuple[str, Scaling | None, dict[str, object]]] = [
     ("default", None, {}),

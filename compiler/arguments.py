@@ -145,7 +145,7 @@ class Binder:
                 if isinstance(p.default, int | float) and not isinstance(p.default, bool)
                 else p.default
             )
-            filled[p.name] = bound[p.name] if p.name in bound else default  # type: ignore[assignment]
+            filled[p.name] = bound.get(p.name, default)  # type: ignore[assignment]
         return filled
 
     # --- one value of one kind

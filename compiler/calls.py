@@ -203,8 +203,7 @@ class Calls:
                 path = owner.path if owner and owner.path else frame.builder.join(name)
                 site = Site(frame.builder, span, path, filled, owner)
                 site.expand = lambda value, tensors, builder, at: self._inline(value, tensors, builder, at, frame, span)
-                result = callee.build(site)
-                return result
+                return callee.build(site)
             path = owner.path if owner and owner.path else frame.builder.join(name)
             return self._block(callee, signature, values, spans, span, frame, path, owner)
         except ShapeError as error:

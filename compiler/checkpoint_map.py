@@ -1,4 +1,4 @@
-"""`checkpoint` items as the rules that `runtime/weights` reads: which of a checkpoint's tensors each parameter is made of."""
+"""`checkpoint` items as the rules that `runtime/weights` reads: which tensors each parameter is made of."""
 
 from __future__ import annotations
 

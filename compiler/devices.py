@@ -9,7 +9,7 @@ GB = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator. `memory` in bytes as its driver reports it usable; `bf16` in dense FLOP/s; `bandwidth` in bytes/s."""
+    """One accelerator: `memory` in bytes that its driver reports, `bf16` in dense FLOP/s, `bandwidth` in bytes/s."""
 
     name: str
     memory: int

@@ -6,7 +6,7 @@ from .ir import Op, Region, Value
 
 
 def region_key(region: Region, losses: dict[str, Value]) -> object:
-    """Equal for regions that hold the same operations on the same outer values, whatever their own values are called."""
+    """Equal for regions that hold the same operations on the same outer values."""
     numbers: dict[Value, int] = {}
     shape = _region(region, numbers)
     return shape, tuple((name, _operand(value, numbers)) for name, value in sorted(losses.items()))

@@ -1,4 +1,4 @@
-"""Commands that run a model start the runtime or generated code by name, when called: the compiler itself never needs torch."""
+"""Commands that run a model start the runtime by name, when called: the compiler itself never needs torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def runtime_problem() -> type[Exception]:
 
 
 def launch_trainer(outputs: list[Output], settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
-    """Runs the generated trainer of the last model. With settings, code goes into a folder of its own, not generated/."""
+    """Runs the generated trainer of the last model. With settings, its code goes into a folder apart."""
     output = _placed(outputs[-1], settings)
     write(output)
     package = _load(output)

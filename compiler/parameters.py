@@ -27,7 +27,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class ParameterInfo:
-    """One tensor of the state dict. `shape` is in numbers; `indices` are those of the repeats around it, outer first."""
+    """One tensor of the state dict, its shape in numbers."""
 
     name: str
     pattern: str  # the name with `*` for the indices

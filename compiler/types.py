@@ -49,7 +49,8 @@ def bind_type(param: s.Param, value: Value, inner: Frame, outer: Frame, place: S
         pairs += zip(kind.axes[at + 1 :], axes[len(axes) - tail :], strict=True)
     else:
         pairs += zip(kind.axes, axes, strict=True)
-    return all([_unify(node, axis, param, inner, outer, place, evaluator) for node, axis in pairs])
+    fits = [_unify(node, axis, param, inner, outer, place, evaluator) for node, axis in pairs]
+    return all(fits)
 
 
 def _unify(

@@ -8,7 +8,7 @@ from .ops.weights import Weights
 
 
 def verify(graph: Graph) -> None:
-    """Asserts that values are defined once and before their use, that types agree, and that weight paths are well formed."""
+    """Asserts that values are defined once and before their use, that types agree."""
     defined: set[Value] = set()
     _region(graph.body, defined)
     assert len(graph.body.results) == len(graph.results) + len(graph.losses), f"{graph.name}: results"

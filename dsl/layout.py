@@ -14,9 +14,10 @@ from lark import Token
 ITEM_KEYWORDS = frozenset({"DSK", "USE", "MODEL", "BLOCK", "TRAIN", "PLAN", "SERVE", "CHECKPOINT"})
 CLOSERS = {"LPAR": "RPAR", "LSQB": "RSQB"}
 
-_CONTINUES = frozenset(
-    ["COMMA", "COLON", "RARROW", "PLUS_EQUAL", "EQUAL", "EQ", "NE", "LE", "LT", "GE", "GT", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT", "AMP", "PIPE", "LBRACE", "THEN", "ELSE", "AND", "OR", "NOT"]
-)
+_CONTINUES = frozenset({
+    "COMMA", "COLON", "RARROW", "PLUS_EQUAL", "EQUAL", "EQ", "NE", "LE", "LT", "GE", "GT", "PLUS", "MINUS", "STAR",
+    "SLASH", "PERCENT", "AMP", "PIPE", "LBRACE", "THEN", "ELSE", "AND", "OR", "NOT",
+})  # fmt: skip
 
 
 class KeepAll:
@@ -29,7 +30,7 @@ class KeepAll:
 
 
 class Layout:
-    """Turns the lexer's tokens into the parser's. `open_brackets` is what stands open at the last token given out."""
+    """Turns the lexer's tokens into the parser's. `open_brackets` is what stands open at the last one given out."""
 
     def __init__(self) -> None:
         self.open_brackets: list[Token] = []

@@ -83,7 +83,7 @@ def parse(source: Source, problems: Diagnostics) -> s.File:
 
 
 class _Session:
-    """One file going through the parser, with yacc's way of recovering: pop to where ERROR fits, skip to the line's end."""
+    """One file through the parser, recovering as yacc does: pop to where ERROR fits, skip to the line's end."""
 
     def __init__(self, parser: Lark, source: Source, problems: Diagnostics) -> None:
         self.state = parser.parse_interactive("").parser_state

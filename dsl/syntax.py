@@ -139,7 +139,7 @@ Expression = (
 
 @dataclass(frozen=True, slots=True)
 class Type(Node):
-    """`ids[B, S]`, `[.., D]`, `[B, P, Pi]?`: element kind (None: floating point), axes, and whether it may be absent."""
+    """`ids[B, S]`, `[.., D]`, `[B, P, Pi]?`: element kind (None: floating point), axes, whether it may be absent."""
 
     element: Name | None
     axes: tuple[Expression, ...]

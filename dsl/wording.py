@@ -11,7 +11,7 @@ _SPELLED = {
     "COLON": "`:`", "QUESTION": "`?`", "RARROW": "`->`", "PLUS_EQUAL": "`+=`", "EQUAL": "`=`", "DOT": "`.`",
     "NEWLINE": "the end of the line", "$END": "the end of the file",
 }  # fmt: skip
-_OPERATORS = set(["EQ", "NE", "LT", "LE", "GT", "GE", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT", "AMP", "PIPE", "AND", "OR"])
+_OPERATORS = {"EQ", "NE", "LT", "LE", "GT", "GE", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT", "AMP", "PIPE"}
 _VALUES = {"NUMBER", "STRING", "TRUE", "FALSE", "LSQB"}
 _ITEMS = {"USE", "MODEL", "BLOCK", "TRAIN", "PLAN", "SERVE", "CHECKPOINT"}
 _STATEMENTS = {"REPEAT", "RETURN", "KEEP", "REQUIRE"}

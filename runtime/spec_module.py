@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,15 +27,17 @@ class SpecModule(nn.Module):
     "x += attention(...)"]}}}`; a line that it lacks has the entry of the nearest one above.
     """
 
-    def __call__(self, *arguments: object, **options: object) -> object:
-        # A compiled call never comes back through this frame with a Python error, and a bare call traces best.
-        if torch.compiler.is_compiling():
-            return super().__call__(*arguments, **options)
-        try:
-            return super().__call__(*arguments, **options)
-        except Exception as error:
-            add_spec_line(error, _folder(sys.modules[type(self).__module__]))
-            raise
+    if not TYPE_CHECKING:  # to a type checker, calls are nn.Module's
+
+        def __call__(self, *arguments: object, **options: object) -> object:
+            # A compiled call never comes back through this frame with a Python error, and a bare call traces best.
+            if torch.compiler.is_compiling():
+                return super().__call__(*arguments, **options)
+            try:
+                return super().__call__(*arguments, **options)
+            except Exception as error:
+                add_spec_line(error, _folder(sys.modules[type(self).__module__]))
+                raise
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""nn.Modules from regions: one class for each block as it is used, and the same class for uses that come out the same."""
+"""nn.Modules from regions: one class for each block as it is used, shared by uses that come out the same."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ class Classes:
     made: dict[str, tuple[str, list[Line]]] = field(default_factory=dict)  # body text -> class name and lines
     by_region: dict[int, str] = field(default_factory=dict)
     taken: set[str] = field(default_factory=lambda: {"Model", "Output"})
+    site: Span | None = None  # the user's line whose call is being written
 
     def of_region(self, region: Region, wanted: str, doc: str | None, span: Span, op: Op | None = None) -> str:
         """The class for a region, written when there is none like it yet."""
         key = id(region)
         if key in self.by_region:
             return self.by_region[key]
-        body = ClassBody(self, region, span, op).lines()
+        outer, self.site = self.site, user_site(span, self.site)
+        body = [line.within(self.site) for line in ClassBody(self, region, span, op).lines()]
+        self.site = outer
         text = "\n".join(line.text for line in body)
         if text in self.made:
             self.by_region[key] = self.made[text][0]
@@ -55,6 +58,15 @@ class Classes:
         for _, lines in self.made.values():
             out += [*lines, Line(""), Line("")]
         return out
+
+
+def user_site(span: Span, around: Span | None) -> Span | None:
+    """The place of a call in the user's own files: its own, or that of the library's call around it."""
+    return around if is_library(span) else span
+
+
+def is_library(span: Span) -> bool:
+    return span.source.path.startswith("std/")
 
 
 def docstring(doc: str, indent: str = "    ") -> list[str]:

@@ -15,7 +15,7 @@ from ..passes.memory import memory
 from ..passes.recipes import default_train
 from ..pipeline import Compiled, lower
 from ..program import Program
-from .classes import Classes
+from .classes import Classes, is_library
 from .function import Line
 from .model import emit_model, output_fields
 from .names import Names
@@ -55,19 +55,20 @@ def _join(lines: list[Line]) -> str:
 
 
 def _map(lines: list[Line], offset: int, compiled: Compiled) -> dict[str, list[str | int]]:
-    """Generated line to spec line; a line within a library block belongs to the call that led there."""
+    """Generated line to spec line. A line within a library block belongs to the user's call that led there."""
     found: dict[str, list[str | int]] = {}
-    main = shown_path(compiled.program)
-    last: tuple[str, int] | None = None
+    last: list[str | int] = []
     for number, line in enumerate(lines, start=offset + 1):
         if line.span is None:
             continue
-        place = (line.span.source.path, line.span.line)
-        if place != last:
-            path = main if line.span.source is compiled.program.main else line.span.source.path
-            text = line.span.source.line_text(line.span.line).strip()
-            found[str(number)] = [path, line.span.line, text]
-            last = place
+        place = line.site if line.site is not None and is_library(line.span) else line.span
+        text = place.source.line_text(place.line).strip()
+        if place is not line.span:
+            text += f"  (in {line.span.source.path}:{line.span.line})"
+        path = shown_path(compiled.program) if place.source is compiled.program.main else place.source.path
+        entry: list[str | int] = [path, place.line, text]
+        if entry != last:
+            found[str(number)] = last = entry
     return found
 
 

@@ -1,4 +1,4 @@
-"""One function body: operations to statements, in order, with values that only pass through written inside one another."""
+"""One function body: operations to statements, in order, values that only pass through written where they go."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ from .text import Text, call, fit, singular
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of generated code and the place in the spec that it comes from."""
+    """A line of generated code and the place that it comes from; within the library, also the call that led there."""
 
     text: str
     span: Span | None = None
+    site: Span | None = None
+
+    def within(self, site: Span | None) -> Line:
+        """The same line, in the body of what `site` called."""
+        return Line(self.text, self.span, self.site or site)
 
 
 def suffixed(name: str, kind: TensorType) -> str:

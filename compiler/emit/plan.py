@@ -1,4 +1,4 @@
-"""plan.json: the resolved spec in numbers, for people, tools and the runtime. The one place where pydantic checks what leaves."""
+"""plan.json: the resolved spec in numbers, for people, tools and the runtime; pydantic checks what leaves."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""serve.py: prefill and decode. The same graph as functions over the model's modules, with what blocks keep in a cache."""
+"""serve.py: prefill and decode. The same graph as functions over the model's modules, with a cache."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
+from dskc.dsl.source import Span
+
 from ..ir import Axis, Graph, Op, Region, Value, captures, walk
 from ..ops.experts import Experts
 from ..ops.structure import Block, Keep, Repeat
-from .classes import Classes, capture_parameters, own_modules, return_lines
+from .classes import Classes, capture_parameters, own_modules, return_lines, user_site
 from .function import Function, Line, suffixed
 from .model import signature
 from .names import Names
@@ -22,13 +24,16 @@ class ServeFile:
     names: Names
     classes: Classes
     functions: dict[str, list[Line]] = field(default_factory=dict)
+    site: Span | None = None
 
     def of_region(self, region: Region, op: Op) -> str:
         """The function for the region of a block or of a layer."""
         made = self.classes.by_region[id(region)]
         name = f"_{_snake(made)}"
         if name not in self.functions:
-            self.functions[name] = self._function(region, op, name, made)
+            outer, self.site = self.site, user_site(op.span, self.site)
+            self.functions[name] = [line.within(self.site) for line in self._function(region, op, name, made)]
+            self.site = outer
         return name
 
     def _function(self, region: Region, op: Op, name: str, made: str) -> list[Line]:
@@ -217,7 +222,8 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     axes = [axis.name for axis in wanted[0].type.axes if axis.name != "S"]
     head = fit("", "def forward", (*parameters, "cache: Cache"), " -> Tensor:")
     top = [Line(text, span) for text in head]
-    doc = f"{graph.results[0].capitalize()} [{', '.join(axes)}] of the last position; what the blocks keep joins the cache."
+    what = f"{graph.results[0].capitalize()} [{', '.join(axes)}] of the last position"
+    doc = f"{what}; what the blocks keep joins the cache."
     top.append(Line(f'    """{doc}"""', span))
     top += function.lines
     top.append(Line(f"    cache.advance({tokens}.shape[1])", span))
@@ -235,8 +241,7 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
         "",
     ]
     out = [Line(text) for text in lines]
-    constants = {dim for dim in names.used_dims}
-    for dim in sorted(constants):
+    for dim in sorted(names.used_dims):
         names.use(".model", dim)
     local = {".model": names.imports.pop(".model")}
     names.imports.pop("torch", None)

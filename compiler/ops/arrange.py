@@ -55,6 +55,20 @@ class Concat(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Expand(Operation):
+    """One more axis before the last, along which all is the same: a key that all heads share, [B, S, E] to [B, S, H, E]."""
+
+    axis: Axis
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        return (x.with_axes((*x.axes[:-1], self.axis, x.axes[-1])),)
+
+    def emit(self, call: Call) -> Text:
+        kept = ", ".join(["-1"] * (len(call.op.result.type.axes) - 2))
+        return call.operand(0).method(f"unsqueeze(-2).expand({kept}, {call.size(self.axis.size)}, -1)")
+
+
+@dataclass(frozen=True, slots=True)
 class Shift(Operation):
     """Moved `by` places towards the start along the second axis: what follows, at each place."""
 
@@ -88,11 +102,17 @@ class Gather(Operation):
 
 
 def concatenated(site: Site, name: str) -> Value:
-    """A tensor argument; a list of tensors is joined along the last axis first."""
+    """A tensor argument; a list of tensors is joined along the last axis first, parts without heads going to each head."""
     value = site[name]
-    if isinstance(value, tuple):
-        return site.builder.one(Concat(), value, site.span)
-    return site.tensor(name)
+    if not isinstance(value, tuple):
+        return site.tensor(name)
+    heads = next((part.type.axes[-2] for part in value if len(part.type.axes) == 4), None)
+    add = site.builder.one
+    parts = (add(Expand(heads), (p,), site.span) if heads and len(p.type.axes) == 3 else p for p in value)
+    try:
+        return add(Concat(), tuple(parts), site.span)
+    except ShapeError as error:
+        raise ShapeError(str(error), name) from None
 
 
 def _concat(site: Site) -> Value:

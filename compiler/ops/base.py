@@ -1,7 +1,7 @@
 """What every operation declares: its shape rule, its costs, and how generated code calls it.
 
-An operation is one frozen dataclass, its attributes, with these methods; a primitive is how specs call it. Adding an
-operation is a file here (listed in `ops/__init__.py`), its function of the same name in `runtime/reference/`, and a test.
+An operation is one frozen dataclass, its attributes, with these methods; a primitive is how specs call it. Adding one
+is a file here (listed in `primitives.py`), its function of the same name in `runtime/reference/`, and a test.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ShapeError(Exception):
 class Saved:
     """What backward holds on to: values that exist anyway, and elements that only the operation knows of.
 
-    An extra's kind is a dtype by name. (Copies of weights in the compute dtype are counted by the ledger, for all alike.)
+    An extra's kind is a dtype by name. (The ledger counts copies of weights in the compute dtype, for all alike.)
     """
 
     values: tuple[Value, ...] = ()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Experts(Operation):
-    """Operands: x [B, S, D], chosen and weight [B, S, K]. Its region maps rows [R, D], sorted by expert, and offsets [X]."""
+    """Operands: x [B, S, D], chosen and weight [B, S, K]. Its region maps rows [R, D] sorted by expert, and offsets."""
 
     path: str
     count: Axis

@@ -43,7 +43,7 @@ class Block(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Repeat(Operation):
-    """`variants[i]` says which region is iteration i. Regions map the carried values to themselves, then give losses."""
+    """`variants[i]` says which region is iteration i. Regions map the carried values on, then give losses."""
 
     path: str
     variants: tuple[int, ...]

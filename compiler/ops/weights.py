@@ -13,7 +13,7 @@ from .base import Operation
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor. Each of its axes may be made of several dims, outer first: `[[H, E], [D]]` is stored as [H * E, D]."""
+    """One tensor. An axis may be made of several dims, outer first: `[[H, E], [D]]` is stored as [H * E, D]."""
 
     name: str
     groups: tuple[tuple[Axis, ...], ...]
@@ -37,7 +37,7 @@ def flat(axes: tuple[Axis, ...]) -> Axis:
 
 @dataclass(frozen=True, slots=True)
 class Weights(Operation):
-    """One module's weights. `path` has a `*` for every repeat around it; `module` is its class in `runtime/modules.py`."""
+    """One module's weights: `path` has a `*` for every repeat around, `module` is a class of `runtime/modules.py`."""
 
     path: str
     module: str

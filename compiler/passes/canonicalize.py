@@ -1,4 +1,4 @@
-"""canonicalize: what depends on no activation moves out of blocks and repeats; equal work is done once; unused work goes."""
+"""canonicalize: what depends on no activation leaves blocks and repeats; equal work is done once; unused work goes."""
 
 from __future__ import annotations
 

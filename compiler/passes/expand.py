@@ -1,7 +1,7 @@
 """expand: blocks become operations, and every weight gets its path.
 
-Statements run in order over a frame; repeats whose body does not depend on the index are read once, others once for each
-index and then grouped by what they turned out to be.
+Statements run in order over a frame; repeats whose body does not depend on the index are read once, others once for
+each index and then grouped by what they turned out to be.
 """
 
 from __future__ import annotations
@@ -421,7 +421,7 @@ def _with_losses(region: Region, found: dict[str, Value], names: tuple[str, ...]
 
 
 def _named(value: Expressed, name: str) -> Expressed:
-    """Gives a fresh tensor the name that the spec gives it. Values are frozen once their graph is built; this builds it."""
+    """Gives a fresh tensor its name in the spec. Values are frozen once their graph is built; this builds it."""
     if isinstance(value, Value) and value.name is None:
         object.__setattr__(value, "name", name)
     return value

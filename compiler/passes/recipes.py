@@ -1,4 +1,4 @@
-"""recipes: what `train`, `plan` and `serve` say, checked key by key and against the model; meshes and shards for legality."""
+"""recipes: what `train`, `plan` and `serve` say, checked key by key and against the model."""
 
 from __future__ import annotations
 
@@ -223,8 +223,7 @@ class _Reader:
         else:
             last, near, where, options = head, did_you_mean(head, sorted(heads)), f"a {word}", sorted(heads)
         label = f"did you mean `{near}`?" if near else f"it has {', '.join(options)}"
-        place = said.key.span if "." not in key or len(said.key.parts) > 1 else said.key.span
-        self._report("DSK0170", f"{where} has no key `{last}`", place, label)
+        self._report("DSK0170", f"{where} has no key `{last}`", said.key.span, label)
 
     def _patched(self, parameter: Parameter, value: Expressed, said: Said) -> Expressed:
         if not isinstance(value, Record):

@@ -29,13 +29,12 @@ def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
 def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
     """Logits outside the smallest set of likeliest tokens whose probability reaches p set to -inf (arXiv:1904.09751).
 
-    The likeliest always stays.
+    p is above 0, so the likeliest always stays.
     """
     sorted_BV, index_BV = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
     probability_BV = torch.softmax(wide(sorted_BV), dim=-1)
     before_BV = probability_BV.cumsum(-1) - probability_BV  # the mass of the tokens ahead of this one
     dropped_BV = before_BV >= p
-    dropped_BV[:, 0] = False
     return logits_BV.masked_fill(dropped_BV.scatter(-1, index_BV, dropped_BV), -math.inf)
 
 

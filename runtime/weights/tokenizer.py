@@ -37,15 +37,17 @@ SPLITTINGS = {
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint's folder or file; None where there is none.
+    """The tokenizer of a checkpoint's folder or file, or that a `.json` file is; None where there is none.
 
     Problem when it cannot be read, or is of a kind that this does not know.
     """
     path = Path(path)
+    if not path.exists():
+        raise Problem(f"there is no tokenizer at {path}")
     if path.suffix == ".gguf":
         return tokenizer_of_gguf(path)
     folder = path if path.is_dir() else path.parent
-    file = folder / "tokenizer.json"
+    file = path if path.suffix == ".json" else folder / "tokenizer.json"
     if file.is_file():
         try:
             return Tokenizer.from_file(str(file))

@@ -18,6 +18,7 @@ from differential import (
     Ours,
     decoded,
     error,
+    import_,
     imported,
     logits,
     losses,
@@ -134,9 +135,9 @@ def test_balance_is_the_auxiliary_loss_of_mixtral(tmp_path: Path) -> None:
     model = build(config)
     model.save_pretrained(tmp_path / "theirs")
     ours = imported(family.path, tmp_path / "theirs", tmp_path / "ours", (*family.shrunk, "layers=1"))
-    tokens_BS = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens_BS = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % 3  # few, so that few experts are chosen
     expected = model(tokens_BS, labels=tokens_BS, output_router_logits=True).aux_loss / config.num_experts_per_tok
-    assert expected > 1.01, "an even choice would not show much"
+    assert expected > 1.1, "an even choice would not show much"
     with torch.inference_mode():
         assert error(losses(ours, tokens_BS)["balance"], expected) < TOLERANCE
 
@@ -196,10 +197,10 @@ OTHER_WEIGHTS = [
     ("llama", "layers.attention.bias=true", "layers.*.attention.q.bias (0 to 1)"),
     ("qwen3", "layers.attention.qk_norm=false", "model.layers.*.self_attn.k_norm.weight (0 to 1)"),
     ("llama", "layers.attention.qk_norm=true", "layers.*.attention.q_norm.weight (0 to 1)"),
-    ("qwen3", "dims.E=D / H", "layers.0.attention.q.weight [128, 128] in the model"),
+    ("qwen3", "dims.E=D / H", "layers.0.attention.q.weight is [128, 128] in the model, and [192, 128]"),
     ("mistral", "dims.G=8", "layers.1.attention.k.weight is [128, 128] in the model, and [64, 128]"),
-    ("mixtral", "dims.X=4", "model.layers.1.block_sparse_moe.experts.4.w2.weight"),
-    ("mixtral", "dims.X=6", "model.layers.1.block_sparse_moe.experts.5.w2.weight"),
+    ("mixtral", "dims.X=4", "model.layers.*.block_sparse_moe.experts.4.w*.weight (6: "),
+    ("mixtral", "dims.X=6", "model.layers.*.block_sparse_moe.experts.5.w*.weight (6: "),
     ("mixtral", "layers.moe.shared=1", "layers.*.moe.shared_expert.down.weight (0 to 1)"),
     ("llama", "layers=1", "model.layers.1.mlp.down_proj.weight"),
     ("llama", "layers=3", "model.layers.2.mlp.down_proj.weight"),

@@ -272,6 +272,19 @@ block b(x: [D]) -> [D] {
     )
 
 
+def test_lines_are_broken_at_the_outermost_comma_that_fits() -> None:
+    inner = ", ".join(f"inner_argument_{i}" for i in range(5))
+    assert (
+        fmt(f"train t {{\n  objective = f(the_very_first_argument_x, g({inner}), last_one)\n}}\n")
+        == """\
+train t {
+  objective = f(the_very_first_argument_x,
+                g(inner_argument_0, inner_argument_1, inner_argument_2, inner_argument_3, inner_argument_4), last_one)
+}
+"""
+    )
+
+
 def test_long_sums_are_broken_after_operators() -> None:
     total = " + ".join(f"a_rather_long_name_{i}" for i in range(8))
     assert (

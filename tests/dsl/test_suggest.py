@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dskc.dsl.suggest import did_you_mean, edit_distance
@@ -38,10 +38,10 @@ def test_single_slips_are_undone() -> None:
     for word in CANDIDATES:
         if len(word) < 4:
             continue
-        for wrong in misspellings(word) - set(CANDIDATES):
+        for wrong in sorted(misspellings(word) - set(CANDIDATES))[::12]:  # all 31_000 give 99.7%
             total += 1
             right += did_you_mean(wrong, CANDIDATES) == word
-    assert total > 20_000
+    assert total > 2_000
     assert right / total >= 0.95
 
 
@@ -91,6 +91,8 @@ def plain_distance(a: str, b: str) -> int:
     return table[len(a), len(b)]
 
 
+@example("ab", "ba", 2)
+@example("xaby", "xbay", 1)
 @given(st.text("abc", max_size=7), st.text("abc", max_size=7), st.integers(0, 4))
 def test_distance_is_that_of_the_definition_up_to_the_limit(a: str, b: str, limit: int) -> None:
     assert edit_distance(a, b, limit) == min(plain_distance(a, b), limit + 1)

@@ -165,6 +165,12 @@ def test_plain_functions_of_generated_code_carry_it_too(generated) -> None:
     )
 
 
+def test_a_line_without_an_entry_has_that_of_the_nearest_above(generated) -> None:
+    with pytest.raises(AttributeError) as caught, spec_lines(generated):
+        generated.decode(None, torch.ones(1, 4))
+    assert caught.value.__notes__ == ["  specs/tiny.dsk:9: y = layer(x)"]
+
+
 def test_state_dict_is_that_of_a_plain_module(generated) -> None:
     assert list(generated.Model().state_dict()) == ["layer.out.weight"]
 

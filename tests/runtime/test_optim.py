@@ -58,9 +58,9 @@ def assert_same(a: nn.Module, b: nn.Module, tolerance: float = 0.0) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adamw_against_torch(dtype: torch.dtype) -> None:
     ours, theirs = model(dtype), model(dtype)
-    own = optim.AdamW(ours, lr=1.0, betas=(0.8, 0.9), eps=1e-7, decay=0.3)
+    own = optim.AdamW(ours, lr=1.0, betas=(0.8, 0.9), eps=0.03, decay=0.3)
     reference = torch.optim.AdamW(
-        torch_groups(theirs, 0.3), betas=(0.8, 0.9), eps=1e-7, fused=True if dtype == torch.float32 else None
+        torch_groups(theirs, 0.3), betas=(0.8, 0.9), eps=0.03, fused=True if dtype == torch.float32 else None
     )
     for step in range(5):
         gradients(ours, step)
@@ -76,7 +76,7 @@ def test_adamw_against_torch(dtype: torch.dtype) -> None:
 
 def test_update_in_mixed_precision_is_torchs_formula() -> None:
     ours, theirs = model(), model()
-    defaults = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-7, "weight_decay": 0.0}
+    defaults = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 0.03, "weight_decay": 0.0}
     own = _MixedAdamW(torch_groups(ours, 0.3), defaults)
     for parameter in ours.parameters():
         own.state[parameter] = {
@@ -84,7 +84,7 @@ def test_update_in_mixed_precision_is_torchs_formula() -> None:
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
-    reference = torch.optim.AdamW(torch_groups(theirs, 0.3), lr=0.02, betas=(0.8, 0.9), eps=1e-7, fused=False)
+    reference = torch.optim.AdamW(torch_groups(theirs, 0.3), lr=0.02, betas=(0.8, 0.9), eps=0.03, fused=False)
     for step in range(5):
         gradients(ours, step)
         gradients(theirs, step)

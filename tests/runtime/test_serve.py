@@ -268,6 +268,12 @@ def test_stream_stops_at_the_end_token(model: Model) -> None:
     assert "".join(stream(model, serve, tokenizer, "", 50, Sampler())) == "hat"
 
 
+def test_stream_goes_on_from_the_prompt(model: Model) -> None:
+    serve = types.ModuleType("serve")
+    serve.forward = lambda model, tokens, cache: torch.eye(V)[259][None]
+    assert "".join(stream(model, serve, TOKENIZERS["byte fallback"], "a", 2, Sampler())) == " b b"
+
+
 def test_main_prints_the_prompt_and_what_follows(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

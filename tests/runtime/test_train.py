@@ -445,6 +445,15 @@ def test_reader_that_goes_away_stops_the_run_with_a_checkpoint(text: Path, tmp_p
     assert len(list_checkpoints(out / "checkpoints")) >= 1
 
 
+def test_reader_that_is_gone_before_training_ends_the_program_tidily(package: Path, text: Path, tmp_path: Path) -> None:
+    process = start(package, "--data", text, "--out", tmp_path / "run")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_program_prints_problems_and_nothing_else(package: Path, tmp_path: Path) -> None:
     process = start(package, "--data", tmp_path / "none", "--out", tmp_path / "run")
     stdout, stderr = process.communicate(timeout=60)
@@ -457,19 +466,8 @@ def test_help_shows_the_recipe(package: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         train(package, "--help")
     shown = " ".join(capsys.readouterr().out.split())
-    for flag in [
-        "data",
-        "steps",
-        "out",
-        "resume",
-        "save-every",
-        "seed",
-        "device",
-        "precision",
-        "plan",
-        "tokenizer",
-        "microbatch",
-    ]:
+    flags = ("data", "steps", "out", "resume", "save-every", "seed", "device", "precision", "plan", "tokenizer")
+    for flag in (*flags, "microbatch"):
         assert f"--{flag}" in shown
     assert "default: 16, the recipe's tokens" in shown
     assert "one of: default, free, cluster" in shown

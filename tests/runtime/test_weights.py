@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -491,3 +492,9 @@ def test_tokenizer_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(Problem, match="is not a tokenizer"):
         read_tokenizer(tmp_path)
+    other = tmp_path / "other.json"
+    with pytest.raises(Problem, match="no tokenizer at"):
+        read_tokenizer(other)
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(other))
+    found = read_tokenizer(other)
+    assert found is not None and found.get_vocab_size() == 1

@@ -1,0 +1,139 @@
+"""README.md and docs/ say what is so: their specs compile, their commands run, their outputs are those that come."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dskc.compiler.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+TUTORIAL = PAGES["tutorial.md"]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a page in a language; "" for those without one."""
+    found: list[str] = []
+    inside: tuple[str, list[str]] | None = None
+    for line in text.splitlines(keepends=True):
+        if not line.startswith("```"):
+            if inside:
+                inside[1].append(line)
+        elif inside is None:
+            inside = (line[3:].strip(), [])
+        else:
+            if inside[0] == language:
+                found.append("".join(inside[1]))
+            inside = None
+    return found
+
+
+def dskc(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the specs and their generated code, as the current folder."""
+    for folder in ("specs", "generated"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_shows_the_shipped_spec() -> None:
+    shown = next(block for block in blocks(README, "") if block.startswith("dsk 1"))
+    assert (ROOT / "specs" / "deepseek_7b.dsk").read_text(encoding="utf-8").startswith(shown)
+
+
+def test_the_readme_shows_the_generated_class() -> None:
+    (shown,) = blocks(README, "python")
+    model = (ROOT / "generated" / "deepseek_7b" / "model.py").read_text(encoding="utf-8")
+    head, *body = shown.splitlines()
+    assert head in model
+    assert "\n".join(body) in model
+
+
+def test_the_readme_shows_the_diagnostic_that_comes(project: Path) -> None:
+    shown = next(block for block in blocks(README, "") if block.startswith("error"))
+    spec = project / "specs" / "deepseek_7b.dsk"
+    spec.write_text(spec.read_text(encoding="utf-8").replace("swiglu(rms_norm", "swigloo(rms_norm"), encoding="utf-8")
+    result = dskc("check", "specs/deepseek_7b.dsk")
+    assert result.exit_code == 1
+    assert shown.strip() in result.output
+
+
+def test_the_tutorial_shows_the_shipped_spec_and_its_diagnostic(project: Path) -> None:
+    shown = next(block for block in blocks(TUTORIAL, "") if "deepseek_nano from" in block)
+    spec = project / "specs" / "deepseek_nano.dsk"
+    text = spec.read_text(encoding="utf-8")
+    assert text.startswith(shown)
+    spec.write_text(text.replace("qk_norm: true", "qk_nrm: true"), encoding="utf-8")
+    error = next(block for block in blocks(TUTORIAL, "") if block.startswith("error"))
+    result = dskc("check", "specs/deepseek_nano.dsk")
+    assert error.strip() in result.output
+    spec.write_text(text.replace("  layers.attention(qk", "  # layers.attention(qk"), encoding="utf-8")
+    result = dskc("check", "specs/deepseek_nano.dsk")
+    assert result.exit_code == 0
+    assert result.output in blocks(TUTORIAL, "")
+
+
+def test_the_tutorial_shows_what_qk_norm_adds(project: Path) -> None:
+    (added,) = blocks(TUTORIAL, "python")
+    spec = "specs/deepseek_nano.dsk"
+    assert dskc("compile", spec).exit_code == 0
+    model = project / "generated" / "deepseek_nano" / "model.py"
+    assert added in model.read_text(encoding="utf-8")
+    assert dskc("compile", spec, "--set", "layers.attention.qk_norm=false").exit_code == 0
+    assert added not in model.read_text(encoding="utf-8")
+
+
+def test_the_tutorial_block_compiles_in_a_folder_of_ones_own(tmp_path: Path) -> None:
+    text = next(block for block in blocks(TUTORIAL, "") if "squared_relu" in block)
+    spec = tmp_path / "mine.dsk"
+    spec.write_text(text, encoding="utf-8")
+    result = dskc("compile", str(spec))
+    assert result.exit_code == 0, result.output
+    assert "squared_relu.up" in (tmp_path / "generated" / "mine" / "plan.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if blocks(PAGES[name], "sh")])
+def test_every_command_is_one_that_dskc_has(page: str) -> None:
+    """Options and subcommands exist; what they do is tested where they are at home."""
+    seen = 0
+    for block in blocks(PAGES[page], "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.split(" #")[0].replace(".venv/bin/", ""), comments=True)
+            if not words or words[0] != "dskc":
+                continue
+            seen += 1
+            command = main.commands[words[1]]
+            known = {option for parameter in command.params for option in parameter.opts}
+            if words[1] in ("train", "generate"):
+                continue  # these pass their options on, see the next test
+            assert {word for word in words[2:] if word.startswith("-")} <= known, line
+    assert seen or page == "compiler.md" or "make" in PAGES[page]
+
+
+def test_the_flags_of_trainers_are_those_documented() -> None:
+    page = PAGES["training.md"]
+    documented = set(re.findall(r"`(--[a-z-]+)", page.split("## What happens")[0]))
+    options = (ROOT / "runtime" / "train" / "options.py").read_text(encoding="utf-8")
+    assert documented == set(re.findall(r'"(--[a-z-]+)"', options))
+
+
+def test_links_lead_somewhere() -> None:
+    for name, text in PAGES.items():
+        base = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if "://" not in target:
+                assert (base / target).exists(), f"{name} links to {target}"

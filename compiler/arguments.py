@@ -59,6 +59,16 @@ def _block_parameter(param: s.Param, frame: Frame) -> Parameter:
     return Parameter(name, Kind.INT if whole else Kind.FLOAT, default)
 
 
+def _gathered(signature: Signature, arguments: tuple[s.Argument, ...]) -> tuple[s.Argument, ...]:
+    """Arguments with those of a variadic parameter as one list."""
+    items = [a for a in arguments if a.label is None]
+    if len(items) < 2 or not signature.parameters[0].variadic:
+        return arguments
+    span = items[0].span.to(items[-1].span)
+    whole = s.Argument(span, None, s.List(span, tuple(a.value for a in items)))
+    return (whole, *(a for a in arguments if a.label is not None))
+
+
 class Binder:
     """Binds a call's arguments to a signature, reporting what does not fit."""
 
@@ -80,7 +90,7 @@ class Binder:
         sound = True
         positional = [p for p in signature.parameters if p.name not in bound and p.kind is not Kind.ARROW]
         arrows = [p for p in signature.parameters if p.kind is Kind.ARROW]
-        for argument in arguments:
+        for argument in _gathered(signature, arguments):
             parameter = self._parameter(signature, argument, positional, arrows, bound, frame, at)
             if parameter is None:
                 sound = False
@@ -173,7 +183,7 @@ class Binder:
             case Kind.TENSOR if isinstance(value, Value):
                 return value
             case Kind.TENSORS if isinstance(value, Value):
-                return (value,) if p.name == "parts" else value
+                return (value,) if p.variadic else value
             case Kind.TENSORS if isinstance(value, tuple) and value and all(isinstance(v, Value) for v in value):
                 return value
             case Kind.ARROW if isinstance(value, ArrowValue):

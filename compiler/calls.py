@@ -64,8 +64,10 @@ class Calls:
             value = frame.names[name]
             if isinstance(value, BlockValue | Poison):
                 return value
-            frame.report("DSK0118", f"`{name}` is {describe(value)}, not a block", node.callee.span)
-            return POISON
+            if value is None or not (name in PRIMITIVES or isinstance(frame.scope.names.get(name), BlockDefinition)):
+                frame.report("DSK0118", f"`{name}` is {describe(value)}, not a block", node.callee.span)
+                return POISON
+            # a number or tensor of a block's name does not hide it where it is called: `dropout(x, p: dropout)`
         found = frame.scope.names.get(name)
         if isinstance(found, BlockDefinition):
             return found

@@ -115,12 +115,15 @@ def ir(spec: Path, after: str, name: str | None, settings: tuple[str, ...]) -> N
             click.echo(print_graph(lower(graph, after)))
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+@main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("spec", type=SPEC)
 @_SET
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(spec: Path, settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
-    """Compile a spec and run its trainer: dskc train SPEC --data FOLDER --steps 300 --out RUN."""
+    """Compile a spec and run its trainer: dskc train SPEC --data FOLDER --steps 300 --out RUN.
+
+    The trainer's own flags: dskc train SPEC -- --help.
+    """
     from .launch import launch_trainer
 
     _, outputs = _compiled(spec, None, settings)
@@ -128,7 +131,7 @@ def train(spec: Path, settings: tuple[str, ...], arguments: tuple[str, ...]) -> 
         launch_trainer(outputs, settings, arguments)
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def generate(arguments: tuple[str, ...]) -> None:
     """Sample from a run: dskc generate RUN --prompt TEXT."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -23,13 +24,16 @@ def runtime_problem() -> type[Exception]:
 
 
 def launch_trainer(outputs: list[Output], settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
-    """Runs the generated trainer of the last model. With settings, its code goes into a folder apart."""
-    output = _placed(outputs[-1], settings)
-    write(output)
-    package = _load(output)
-    trainer = importlib.import_module(f"{package.__name__}.train")
-    sys.argv = [str(output.folder / "train.py"), *arguments]
-    _runtime("train").stop_on_problem(trainer.main)
+    """Runs the generated trainer of the last model. With settings, its code stays out of generated/."""
+    output = outputs[-1]
+    with tempfile.TemporaryDirectory() as apart:
+        if settings:
+            output = Output(output.model, Path(apart) / output.model, output.files)
+        write(output)
+        package = _runtime("train.load").load_package(output.folder)
+        trainer = importlib.import_module(f"{package.__name__}.train")
+        sys.argv = [str(output.folder / "train.py"), *arguments]
+        _runtime("train").stop_on_problem(trainer.main)
 
 
 def launch_generate(arguments: tuple[str, ...]) -> None:
@@ -45,16 +49,3 @@ def launch_import(
     plan = json.loads(output.files["plan.json"])
     facts = (plan["spec"], plan["spec_hash"], output.model, plan["checkpoint"])
     _runtime("weights.run").import_run(output.files, *facts, checkpoint, out, dtype, tokenizer)
-
-
-def _placed(output: Output, settings: tuple[str, ...]) -> Output:
-    if not settings:
-        return output
-    from .emit.files import short_hash
-
-    key = short_hash("\0".join(settings))[:8]
-    return Output(output.model, output.folder.parent / ".set" / key / output.model, output.files)
-
-
-def _load(output: Output) -> ModuleType:
-    return _runtime("train.load").load_package(output.folder)

@@ -45,7 +45,7 @@ class Parameter:
     default: Default = REQUIRED
     choices: tuple[str, ...] = ()
     records: tuple[Signature, ...] = ()
-    named_only: bool = False
+    variadic: bool = False  # `concat(a, b, c)` says the same as `concat([a, b, c])`
     doc: str = ""
 
     @property

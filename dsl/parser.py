@@ -63,8 +63,22 @@ def tokenize(text: str) -> list[Token]:
 
 def parse(source: Source, problems: Diagnostics) -> s.File:
     """The syntax tree of `source`. What cannot be read is reported and stands in the tree as `Bad`."""
+    return _parse(source, tokenize(source.text), problems)
+
+
+def parse_entry(source: Source, problems: Diagnostics) -> s.Entry | None:
+    """The one entry, `path.to.key = value`, that `source` holds, as a section's body would have it."""
+    before = [("CHECKPOINT", "checkpoint"), ("NAME", "entry"), ("LBRACE", "{")]
+    tokens = [Token(kind, text, 0, 1, 2, 1, 2, 0) for kind, text in before]
+    size = len(source.text)
+    tokens += [*tokenize(source.text), Token("RBRACE", "}", size, 1, size + 1, 1, size + 1, size)]
+    items = _parse(source, tokens, problems).items
+    entries = items[0].section.entries if items and isinstance(items[0], s.Checkpoint) else ()
+    return entries[0] if len(entries) == 1 else None
+
+
+def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File:
     parser, builder = _machinery()
-    tokens = tokenize(source.text)
     deepest = _too_deep(tokens)
     if deepest is not None:
         span = Span(source, deepest.start_pos, deepest.end_pos)

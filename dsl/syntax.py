@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar, dataclass_transform
 
 from .source import Source, Span
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass_transform(frozen_default=True)
 class Node:
-    """Anything with a place in a file. Two nodes are equal when they say the same, wherever they stand."""
+    """Anything with a place in a file. Two nodes are equal when they say the same, wherever they stand.
 
-    span: Span = field(compare=False, repr=False)
+    A frozen dataclass in all but its making: dataclasses generate code for every class, and for forty classes that takes
+    longer than checking a spec.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("span",)
+
+    span: Span
+
+    def __init_subclass__(cls) -> None:
+        cls.fields = (*cls.fields, *cls.__dict__.get("__annotations__", ()))
+        cls.__match_args__ = cls.fields
+
+    def __init__(self, *values: object, **named: object) -> None:
+        given = dict(zip(self.fields, values, strict=False), **named)
+        missing = [name for name in self.fields if name not in given and not hasattr(type(self), name)]
+        assert not missing and len(given) == len(values) + len(named) <= len(self.fields), (type(self), values, named)
+        self.__dict__.update(given)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.fields[1:])
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(getattr(self, name) for name in self.fields[1:])))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields[1:])
+        return f"{type(self).__name__}({shown})"
 
 
 # --- expressions
 
 
-@dataclass(frozen=True, slots=True)
 class Name(Node):
     """One identifier: a value (`heads`), or a dim when it opens with a capital (`H`)."""
 
@@ -29,7 +60,6 @@ class Name(Node):
         return self.text[0].isupper()
 
 
-@dataclass(frozen=True, slots=True)
 class Path(Node):
     """Names joined by dots, `layers.attention`; `*` stands for every index of a repeat."""
 
@@ -40,7 +70,6 @@ class Path(Node):
         return ".".join(part.text for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
 class Number(Node):
     """An exact number with its glued-on unit worked in: `72GiB` is 72 * 2**30 of kind `bytes`."""
 
@@ -49,52 +78,43 @@ class Number(Node):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
 class String(Node):
     value: str
 
 
-@dataclass(frozen=True, slots=True)
 class Boolean(Node):
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Ellipsis_(Node):
     """`..`: the axes that are not named."""
 
 
-@dataclass(frozen=True, slots=True)
 class List(Node):
     items: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Parenthesized(Node):
     inner: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Unary(Node):
     operator: str
     operand: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Binary(Node):
     operator: str
     left: Expression
     right: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Conditional(Node):
     condition: Expression
     then: Expression
     otherwise: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Arrow(Node):
     """`D -> F` as an argument: from which axes to which."""
 
@@ -102,13 +122,11 @@ class Arrow(Node):
     target: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Argument(Node):
     label: Name | None
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Call(Node):
     """`callee(arguments) as alias`. Without its tensor argument it is a value: a block still to be applied."""
 
@@ -137,7 +155,6 @@ Expression = (
 # --- types and parameters
 
 
-@dataclass(frozen=True, slots=True)
 class Type(Node):
     """`ids[B, S]`, `[.., D]`, `[B, P, Pi]?`: element kind (None: floating point), axes, whether it may be absent."""
 
@@ -146,7 +163,6 @@ class Type(Node):
     optional: bool
 
 
-@dataclass(frozen=True, slots=True)
 class DimKind(Node):
     """`inner: F`: takes a dim and brings its name into scope."""
 
@@ -154,7 +170,6 @@ class DimKind(Node):
     optional: bool
 
 
-@dataclass(frozen=True, slots=True)
 class ValueKind(Node):
     """`top: int`, `rope: block?`."""
 
@@ -162,14 +177,12 @@ class ValueKind(Node):
     optional: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Param(Node):
     name: Name
     kind: Type | DimKind | ValueKind | None  # None: told by the default
     default: Expression | None
 
 
-@dataclass(frozen=True, slots=True)
 class Result(Node):
     name: Name
     type: Type
@@ -178,7 +191,6 @@ class Result(Node):
 # --- sections
 
 
-@dataclass(frozen=True, slots=True)
 class Setting(Node):
     """`tokens = 2T`, and `optimizer adamw(...)`, which is written without the sign (`bare`)."""
 
@@ -188,7 +200,6 @@ class Setting(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Placement(Node):
     """`H -> tp`."""
 
@@ -196,7 +207,6 @@ class Placement(Node):
     target: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Patch(Node):
     """`optimizer(lr: 1e-3)`: changes arguments of what is inherited."""
 
@@ -204,13 +214,11 @@ class Patch(Node):
     arguments: tuple[Argument, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Subsection(Node):
     key: Path
     section: Section
 
 
-@dataclass(frozen=True, slots=True)
 class Section(Node):
     entries: tuple[Entry, ...]
 
@@ -218,18 +226,15 @@ class Section(Node):
 # --- statements
 
 
-@dataclass(frozen=True, slots=True)
 class Dims(Node):
     section: Section
 
 
-@dataclass(frozen=True, slots=True)
 class Assign(Node):
     targets: tuple[Name, ...]
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Residual(Node):
     """`x += f(x)`."""
 
@@ -237,7 +242,6 @@ class Residual(Node):
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Repeat(Node):
     count: Expression
     name: Name
@@ -245,46 +249,38 @@ class Repeat(Node):
     body: Body
 
 
-@dataclass(frozen=True, slots=True)
 class Group(Node):
     name: Name
     body: Body
 
 
-@dataclass(frozen=True, slots=True)
 class If(Node):
     condition: Expression
     then: Body
     otherwise: Body | If | None
 
 
-@dataclass(frozen=True, slots=True)
 class Return(Node):
     values: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Keep(Node):
     names: tuple[Name, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Loss(Node):
     name: Name
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Require(Node):
     condition: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class Weights(Node):
     names: tuple[Name, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class RepeatOverride(Node):
     """`repeat layers 4` in a model that comes from another."""
 
@@ -292,7 +288,6 @@ class RepeatOverride(Node):
     count: Expression
 
 
-@dataclass(frozen=True, slots=True)
 class CallOverride(Node):
     """`layers.attention(qk_norm: true)` in a model that comes from another."""
 
@@ -300,14 +295,12 @@ class CallOverride(Node):
     arguments: tuple[Argument, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Bad(Node):
     """A statement that could not be read; its problem has been reported. `names` are those it seems to bind."""
 
     names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class Body(Node):
     statements: tuple[Statement, ...]
 
@@ -334,12 +327,10 @@ Statement = (
 # --- items
 
 
-@dataclass(frozen=True, slots=True)
 class Edition(Node):
     number: Number
 
 
-@dataclass(frozen=True, slots=True)
 class Use(Node):
     """`use std { attention }` or `use "blocks.dsk" { mine }`, relative to the file that says it."""
 
@@ -347,7 +338,6 @@ class Use(Node):
     names: tuple[Name, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Model(Node):
     name: Name
     params: tuple[Param, ...]
@@ -356,7 +346,6 @@ class Model(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class DerivedModel(Node):
     name: Name
     base: Name
@@ -364,7 +353,6 @@ class DerivedModel(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Block(Node):
     name: Name
     params: tuple[Param, ...]
@@ -373,7 +361,6 @@ class Block(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class ExternBlock(Node):
     """A block written elsewhere: `= extern "package.module:Class" { flops = ... }`."""
 
@@ -385,7 +372,6 @@ class ExternBlock(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Train(Node):
     name: Name
     base: Name | None
@@ -394,7 +380,6 @@ class Train(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Plan(Node):
     name: Name
     base: Name | None
@@ -404,7 +389,6 @@ class Plan(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Serve(Node):
     name: Name
     base: Name | None
@@ -414,7 +398,6 @@ class Serve(Node):
     doc: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Checkpoint(Node):
     name: Name
     base: Name | None

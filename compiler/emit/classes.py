@@ -26,6 +26,7 @@ class Classes:
     made: dict[str, tuple[str, list[Line]]] = field(default_factory=dict)  # body text -> class name and lines
     by_region: dict[int, str] = field(default_factory=dict)
     taken: set[str] = field(default_factory=lambda: {"Model", "Output"})
+    computing: set[str] = field(default_factory=set)  # those that must be told the dtype of activations
     site: Span | None = None  # the user's line whose call is being written
 
     def of_region(self, region: Region, wanted: str, doc: str | None, span: Span, op: Op | None = None) -> str:

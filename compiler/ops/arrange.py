@@ -134,7 +134,7 @@ PRIMITIVES = (
         _split,
     ),
     Primitive(
-        Signature("concat", (Parameter("parts", Kind.TENSORS),), "Joins tensors along the last axis."),
+        Signature("concat", (Parameter("parts", Kind.TENSORS, variadic=True),), "Joins tensors along the last axis."),
         _concat,
     ),
     Primitive(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from dskc.dsl import syntax as s
-from dskc.dsl.diagnostics import Diagnostics, Mark
+from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
 from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
@@ -55,6 +55,7 @@ class _Expander:
         builder = Builder("")
         shared = Shared(self.problems, {}, self.source.overrides)
         frame = Frame(shared, self.source.scope, builder, block=self.source.name.text)
+        before = len(self.problems)
         infos = model_dims(self.source, frame, self.evaluator)
         self._inputs(syntax, frame)
         frame.once = _bound_once(syntax.body)
@@ -62,7 +63,8 @@ class _Expander:
         if returned:
             frame.report("DSK0143", "a model has no `return`: its results are the names after `->`", syntax.name.span)
         self._overridden_requires(frame)
-        self._unused_overrides(shared)
+        if len(self.problems) == before:  # else an override may have met nothing because of them
+            self._unused_overrides(shared)
         results = self._results(syntax, frame)
         if results is None or self.failed or self.problems.has_errors:
             return None
@@ -136,13 +138,7 @@ class _Expander:
                 if not near and seen:
                     label = f"there are {', '.join(seen[:8])}"
                 title = f"`{self.source.name.text}` has no {what} `{override.path}` to override"
-            if not self.problems.has_errors:
-                self.problems_report("DSK0140", title, override.span, label)
-
-    def problems_report(self, code: str, title: str, span: Span, label: str) -> None:
-        from dskc.dsl.diagnostics import Diagnostic
-
-        self.problems.add(Diagnostic(code, title, span, label))
+            self.problems.add(Diagnostic("DSK0140", title, override.span, label))
 
     # --- statements
 
@@ -435,7 +431,7 @@ def _walk(node: s.Node | None) -> Iterator[s.Node]:
     if node is None:
         return
     yield node
-    for name in node.__dataclass_fields__:
+    for name in node.fields:
         child = getattr(node, name)
         if isinstance(child, s.Node):
             yield from _walk(child)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Mark
-from dskc.dsl.parser import parse
+from dskc.dsl.parser import parse, parse_entry
 from dskc.dsl.source import Source, Span, read_source
 from dskc.dsl.suggest import did_you_mean
 
@@ -295,18 +295,14 @@ class _Resolver:
     # --- --set
 
     def _set(self, text: str, program: Program) -> None:
-        source = Source(f"--set {text}", text)
-        key_text, _, value_text = text.partition("=")
-        wrapped = Source(source.path, f"checkpoint set {{ {key_text.strip()} = {value_text.strip()} }}")
-        quiet = Diagnostics()
-        tree = parse(wrapped, quiet)
-        entry = tree.items[0].section.entries[0] if tree.complete and tree.items else None
-        if not isinstance(entry, s.Setting) or not value_text.strip():
+        source = Source("--set", text)
+        entry = parse_entry(source, quiet := Diagnostics())
+        if not isinstance(entry, s.Setting) or entry.bare or quiet.has_errors:
             whole = Span(source, 0, len(text))
             self._report("DSK0140", "a setting is written `path.to.key=value`", whole, "such as `dims.D=512`")
             return
         head, *rest = (part.text for part in entry.key.parts)
-        scope = Scope(wrapped, names=program.scope.names, owners=program.scope.owners)
+        scope = Scope(source, names=program.scope.names, owners=program.scope.owners)
         sections = {**program.serves, **program.plans, **program.trains}
         if head in sections and rest:
             self._set_section(sections[head], ".".join(rest), entry, scope)

@@ -60,21 +60,28 @@ class _MixedAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    _update(parameter, self.state[parameter], group)
+                    betas, eps, lr, decay = (group[name] for name in ("betas", "eps", "lr", "weight_decay"))
+                    _update(parameter, parameter.grad.float(), self.state[parameter], lr, betas, eps, decay)
 
 
-def _update(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, float]) -> None:
-    assert parameter.grad is not None
-    first, second = group["betas"]  # type: ignore[misc]
-    grad = parameter.grad.float()
+def _update(
+    parameter: Tensor,
+    grad: Tensor,
+    state: dict[str, Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+) -> None:
+    first, second = betas
     mean, square = state["exp_avg"].float(), state["exp_avg_sq"].float()
     mean = mean.lerp(grad, 1 - first)
     square = square.mul(second).addcmul(grad, grad, value=1 - second)
     state["step"] += 1
     step = state["step"].item()
-    root = square.sqrt().div_((1 - second**step) ** 0.5).add_(group["eps"])
-    value = parameter.float().mul(1 - group["lr"] * group["weight_decay"])
-    value = value.addcdiv(mean, root, value=-group["lr"] / (1 - first**step))
+    root = square.sqrt().div_((1 - second**step) ** 0.5).add_(eps)
+    value = parameter.float().mul(1 - lr * decay)
+    value = value.addcdiv(mean, root, value=-lr / (1 - first**step))
     parameter.copy_(value)
     state["exp_avg"].copy_(mean)
     state["exp_avg_sq"].copy_(square)

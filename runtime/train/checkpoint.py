@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ..problem import Problem
 
@@ -120,7 +121,11 @@ def read_checkpoint(path: Path, state: dict[str, State]) -> None:
         with _quiet():
             reader = dcp.FileSystemReader(path)
             stored = reader.read_metadata().state_dict_metadata
-            _compare(path, {name: tuple(entry.size) for name, entry in stored.items() if hasattr(entry, "size")}, state)
+            _compare(
+                path,
+                {name: tuple(entry.size) for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)},
+                state,
+            )
             dcp.load(state, storage_reader=reader, no_dist=True)
     except Problem:
         raise
@@ -134,8 +139,9 @@ def stored_dtype(path: Path) -> torch.dtype:
         stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     counts: dict[torch.dtype, int] = {}
     for name, entry in stored.items():
-        if name.startswith("model.") and hasattr(entry, "size") and entry.properties.dtype.is_floating_point:
-            counts[entry.properties.dtype] = counts.get(entry.properties.dtype, 0) + entry.size.numel()
+        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata):
+            dtype = entry.properties.dtype
+            counts[dtype] = counts.get(dtype, 0) + entry.size.numel() * dtype.is_floating_point
     return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
 
 

@@ -18,6 +18,7 @@ from ..problem import Problem
 from .recipe import Precision, Recipe
 
 FORMAT = 1  # of run.json and of what it speaks of
+PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def create_run_folder(out: Path, package: Path, facts: Facts, tokenizer: Path | 
 def require_new(out: Path) -> None:
     """Raises Problem unless `out` can become the folder of a new run: absent, or an empty folder."""
     if out.is_dir():
-        if next(out.iterdir(), None) is not None:
+        if any(part.name != PARTIAL for part in out.iterdir()):
             what = "holds another run" if RunFolder(out).facts.exists() else "is not empty"
             raise Problem(f"--out {out} {what}", "add --resume to go on with it, name another folder, or remove it")
         return
@@ -129,7 +130,8 @@ def require_new(out: Path) -> None:
 
 
 class Staging:
-    """A folder beside `out` to fill, which becomes `out` when it is committed and vanishes when it is not.
+    """A folder beside `out` (inside, if that is an empty folder) to fill, which becomes `out` when it is committed
+    and vanishes when it is not.
 
     Raises Problem when `out` cannot be the folder of a new run. What was not committed is removed by `discard`, and
     at the latest when the process ends.
@@ -137,19 +139,24 @@ class Staging:
 
     def __init__(self, out: Path) -> None:
         require_new(out)
-        self.out = out.absolute()
+        self.out = out.resolve()
         made = [parent for parent in self.out.parents if not parent.exists()]
-        self.path = self.out.with_name(f".{self.out.name}.partial")
+        # A folder that is there may be a mount, which nothing can be renamed to.
+        self._inside = self.out.is_dir()
+        self.path = self.out / PARTIAL if self._inside else self.out.with_name(f".{self.out.name}{PARTIAL}")
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         self._finalizer = weakref.finalize(self, _remove, self.path, made)
 
     def commit(self) -> None:
-        """Rename the folder to `out`."""
+        """Rename the folder to `out`, or move what is in it there: run.json, which makes it a run, last."""
         require_new(self.out)  # it may have come to be since
-        if self.out.is_dir():
-            self.out.rmdir()
-        os.replace(self.path, self.out)
+        if self._inside:
+            for part in sorted(self.path.iterdir(), key=lambda part: part.name == RunFolder(self.path).facts.name):
+                os.replace(part, self.out / part.name)
+            self.path.rmdir()
+        else:
+            os.replace(self.path, self.out)
         self._finalizer.detach()
 
     def discard(self) -> None:

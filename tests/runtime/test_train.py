@@ -22,7 +22,7 @@ from dskc.runtime.data import Loader, open_tokens
 from dskc.runtime.data.loader import windows
 from dskc.runtime.problem import Problem
 from dskc.runtime.reference import next_token
-from dskc.runtime.train import Precision, create_run_folder, load_model, write_checkpoint
+from dskc.runtime.train import Precision, create_run_folder, load_model, load_weights, write_checkpoint
 from dskc.runtime.train.checkpoint import list_checkpoints
 from dskc.runtime.train.folder import Facts, RunFolder, staged
 from dskc.runtime.train.load import load_package
@@ -119,6 +119,8 @@ def test_model_comes_back_from_its_folder(whole: Path) -> None:
     assert not model.training and model.compute == torch.float32
     assert serve.forward(model, torch.tensor([[1, 2]]), None).shape == (1, 300)
     assert tokenizer is not None and tokenizer.decode(tokenizer.encode("alpha beta").ids) == "alpha beta"
+    same = load_weights(load_package(whole / "code" / "tiny").Model, whole, device="cpu")
+    assert torch.equal(same(torch.tensor([[1, 2]])), model(torch.tensor([[1, 2]])))
     half, _, _ = load_model(whole, step=8, device="cpu", dtype=torch.bfloat16)
     assert half.logits.weight.dtype == torch.bfloat16 == half.compute
     assert not torch.equal(half.logits.weight.float(), model.logits.weight)
@@ -511,6 +513,23 @@ def test_staged_folder_vanishes_with_an_error(tmp_path: Path) -> None:
         (path / "half").write_text("written")
         raise ConnectionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_staging_in_a_folder_that_is_there_keeps_that_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    out = tmp_path / "link"
+    out.symlink_to("real")
+    inode = out.stat().st_ino
+    with pytest.raises(ConnectionError), staged(out) as path:
+        (path / "run.json").write_text("half")
+        raise ConnectionError
+    assert list(out.iterdir()) == []
+    with staged(out) as path:
+        (path / "code").mkdir()
+        (path / "run.json").write_text("whole")
+    assert sorted(part.name for part in out.iterdir()) == ["code", "run.json"]
+    assert out.is_symlink() and out.stat().st_ino == inode
+    assert sorted(part.name for part in tmp_path.iterdir()) == ["link", "real"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ class Builder:
         self.inputs: dict[str, Value] = inputs if inputs is not None else {}
         self.stack: Axis | None = parent.stack if parent else None  # inside experts: how many copies there are,
         self.offsets: Value | None = parent.offsets if parent else None  # and where the rows of each one end
+        self.home: Builder | None = parent.home if parent else None  # inside a block value: where its weights stand,
+        self.declared: dict[str, Op] = {}  # and those that stand here for such blocks, each once however often applied
+        self.owns = False  # whether there are weights under its path
 
     def join(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
@@ -42,6 +45,13 @@ class Builder:
         if path in self.taken:
             raise NameTaken(path, self.taken[path])
         self.taken[path] = span
+
+    def own(self, path: str) -> None:
+        """Tells every body around that there are weights at `path`."""
+        around: Builder | None = self
+        while around is not None:
+            around.owns = around.owns or path.startswith(around.join(""))
+            around = around.parent
 
     def add(
         self, attributes: Operation, operands: tuple[Value, ...], span: Span, name: str | None = None
@@ -62,7 +72,9 @@ class Builder:
     ) -> tuple[Value, ...]:
         """Declares one module's weights; their values live in this region and are seen by those within.
 
-        Raises NameTaken when the path is another's, ShapeError when the module cannot be stacked for experts.
+        Inside a block value they live where that value was made, and applying it again gives the same ones. Raises
+        NameTaken when the path is another's, ShapeError when the module cannot be stacked for experts, or is not what
+        the value was applied with before.
         """
         if self.stack is not None:
             if module not in STACKED:
@@ -70,10 +82,22 @@ class Builder:
             module = STACKED[module]
             weights = tuple(Weight(w.name, ((self.stack,), *w.groups), w.init) for w in weights)
         self.take(path, span)
+        self.own(path)
         attributes = Weights(path=path, module=module, weights=weights, options=tuple(options.items()))
-        results = tuple(Value(w.type) for w in weights)
-        self.ops.append(Op(attributes, (), results, span))
-        return results
+        home = self.home or self
+        if path in home.declared:
+            if home.declared[path].attributes != attributes:
+                before = ", ".join(str(value.type) for value in home.declared[path].results)
+                raise ShapeError(f"`{path}` was applied before with weights {before}")
+            return home.declared[path].results
+        if path.count("*") != home.path.count("*"):
+            title = "a block with a repeat in it is called with its tensor: as a value it is not compiled yet"
+            raise ShapeError(title, code="DSK0190")
+        op = Op(attributes, (), tuple(Value(w.type) for w in weights), span)
+        home.ops.append(op)
+        if self.home is not None:
+            home.declared[path] = op
+        return op.results
 
     def add_loss(self, name: str, value: Value, span: Span) -> None:
         """Sums an auxiliary loss into what this region hands up."""

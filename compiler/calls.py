@@ -19,7 +19,6 @@ from .frame import Frame
 from .ir import Axis, Op, Value
 from .ops.base import ZERO, ShapeError
 from .ops.structure import Block, Extern
-from .ops.weights import Weights
 from .passes.resolve import library_index
 from .primitive import Primitive, Site
 from .primitives import PRIMITIVES
@@ -174,8 +173,8 @@ class Calls:
 
     def _apply_value(self, value: BlockValue, node: s.Call, frame: Frame, consumer: str | None) -> Expressed:
         if value.path is None:
-            value.path = frame.builder.join(node.alias.text if node.alias else node.callee.text)
-        elif node.alias is not None:
+            value.path = value.builder.join(node.alias.text if node.alias else node.callee.text)
+        elif node.alias is not None and value.path != value.builder.join(node.alias.text):
             frame.report(
                 "DSK0127", f"`{node.callee.text}` has its weights already", node.alias.span, "they keep their name"
             )
@@ -239,6 +238,8 @@ class Calls:
         owner: BlockValue | None,
     ) -> Expressed:
         builder = Builder(path, frame.builder)
+        if owner is not None:
+            builder.home = owner.home
         inner = self._frame(definition, signature, values, spans, span, frame, builder)
         if inner is None:
             return POISON
@@ -246,14 +247,14 @@ class Calls:
         outer = tuple(values[name] for name in tensors)
         arguments = tuple(inner.names[name] for name in tensors)
         if isinstance(definition.syntax, s.ExternBlock):
-            return self._extern(definition.syntax, inner, outer, span, frame, path)
+            return self._extern(definition.syntax, inner, outer, span, frame, path, owner)
         results = self._returned(definition.syntax, inner)
         if results is None:
             return POISON
         losses = tuple(sorted(builder.losses))
         region = builder.region(arguments, (*results, *(builder.losses[name] for name in losses)))
-        if _owns_weights(region.ops) and owner is None:
-            frame.builder.take(path, span)
+        if builder.owns:
+            _claim(path, span, frame, owner)
         attributes = Block(path, signature.name, len(results), losses, definition.syntax.doc)
         made = tuple(Value(v.type) for v in region.results)
         frame.builder.ops.append(Op(attributes, outer, made, span, (region,)))
@@ -311,6 +312,8 @@ class Calls:
             given = values.get(param.name.text)
             if isinstance(param.kind, s.DimKind) and isinstance(given, Size):
                 _bind_dim(inner, param.kind.name.text, given, spans.get(param.name.text, span))
+            if isinstance(given, BlockValue) and given.path is None and not given.passed:
+                given.builder, given.passed = builder, True
         sound = True
         for param in block.params:
             given = values.get(param.name.text)
@@ -369,8 +372,20 @@ class Calls:
         return tuple(checked)
 
     def _extern(
-        self, block: s.ExternBlock, inner: Frame, outer: tuple[Value, ...], span: Span, frame: Frame, path: str
+        self,
+        block: s.ExternBlock,
+        inner: Frame,
+        outer: tuple[Value, ...],
+        span: Span,
+        frame: Frame,
+        path: str,
+        owner: BlockValue | None,
     ) -> Expressed:
+        if frame.builder.home is not None or (owner is not None and owner.builder is not frame.builder):
+            title = "an extern block is called with its tensor where it is made: as a value it is not compiled yet"
+            raise ShapeError(title, code="DSK0190")
+        _claim(path, span, frame, owner)
+        frame.builder.own(path)
         types = tuple(declared_type(t, inner, self.evaluator) for t in block.types)
         if any(t is None for t in types):
             return POISON
@@ -410,7 +425,10 @@ def _shape(value: Value) -> str:
     return f"[{', '.join(str(a.size) for a in value.type.axes)}]"
 
 
-def _owns_weights(ops: list[Op] | tuple[Op, ...]) -> bool:
-    return any(
-        isinstance(op.attributes, Weights | Extern) or any(_owns_weights(r.ops) for r in op.regions) for op in ops
-    )
+def _claim(path: str, span: Span, frame: Frame, owner: BlockValue | None) -> None:
+    """Takes the name of a block that owns weights, in the body that they belong to."""
+    if owner is None:
+        frame.builder.take(path, span)
+    elif not owner.claimed:
+        owner.builder.take(path, owner.span)
+        owner.claimed = True

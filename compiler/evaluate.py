@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dskc.dsl import syntax as s
 from dskc.dsl.dims import Dim, ceil, floor, maximum, minimum
@@ -33,6 +33,7 @@ _COMPARE: dict[str, Callable[[Fraction, Fraction], bool]] = {
 FUNCTIONS: dict[str, Callable[..., Dim]] = {"floor": floor, "ceil": ceil, "min": minimum, "max": maximum}
 MASK_WORDS = ("causal", "documents")
 CallHandler = Callable[[s.Call, Frame, str | None, str | None], Expressed]
+Exact = TypeVar("Exact", Fraction, Dim)
 
 
 class Evaluator:
@@ -189,7 +190,7 @@ class Evaluator:
             return self._compare(node, left, right, frame)
         elif isinstance(left, Value) or isinstance(right, Value):
             return self._tensors(node, left, right, frame)
-        elif _is_number(left) and _is_number(right):
+        elif isinstance(left, Fraction) and isinstance(right, Fraction):
             return _arithmetic(operator, left, right)
         elif isinstance(left, Size | Fraction) and isinstance(right, Size | Fraction):
             return Size(Axis(_axis_name(node), _arithmetic(operator, _dim_of(left), _dim_of(right))))
@@ -217,7 +218,7 @@ class Evaluator:
         return add(Elementwise(kind, by=by, reverse=not isinstance(left, Value)), (tensor,), node.span)
 
     def _float(self, value: Expressed, frame: Frame) -> float | None:
-        if _is_number(value):
+        if isinstance(value, Fraction):
             return float(value)
         if isinstance(value, Size):
             try:
@@ -246,7 +247,7 @@ class Evaluator:
 
     def number(self, value: Expressed, frame: Frame) -> Fraction | None:
         """A number or a dim with a value, exactly."""
-        if _is_number(value):
+        if isinstance(value, Fraction):
             return value
         if isinstance(value, Size):
             try:
@@ -266,20 +267,16 @@ class Evaluator:
             return False
         if isinstance(value, Size | BlockValue | Mask | Record):
             return True
-        hint = "compare it, as in `n > 0`" if _is_number(value) else "there is no control flow over data"
+        hint = "compare it, as in `n > 0`" if isinstance(value, Fraction) else "there is no control flow over data"
         frame.report("DSK0117", f"a condition is true or false, not {describe(value)}", node.span, hint)
         return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Fraction)
 
 
 def _dim_of(value: Size | Fraction) -> Dim:
     return value.dim if isinstance(value, Size) else Dim.of(value)
 
 
-def _arithmetic(operator: str, left, right):  # type: ignore[no-untyped-def]  # Fraction with Fraction or Dim with Dim
+def _arithmetic(operator: str, left: Exact, right: Exact) -> Exact:
     if operator == "+":
         return left + right
     if operator == "-":

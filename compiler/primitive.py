@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from dskc.dsl.source import Span
 
@@ -34,6 +35,12 @@ class Site:
         value = self.arguments[name]
         if not isinstance(value, Value):
             raise ShapeError(f"`{name}` is a tensor", name)
+        return value
+
+    def number(self, name: str) -> Fraction:
+        """An argument of kind INT or FLOAT that is always there."""
+        value = self.arguments[name]
+        assert isinstance(value, Fraction), f"{name}: {value}"
         return value
 
     def add(self, attributes: Operation, *operands: Value) -> Value:

@@ -79,13 +79,20 @@ class BlockValue:
     callee: Primitive | BlockDefinition
     arguments: dict[str, Expressed]
     span: Span
-    builder: Builder  # where it was made, and so where its weights stand
+    builder: Builder  # where it was made, and so where its weights stand; of a nameless argument, the body it goes to
     path: str | None = None
+    passed: bool = False
+    claimed: bool = False  # its path is its own in that body
     weights: tuple[Value, ...] | None = None
 
     @property
     def name(self) -> str:
         return self.callee.name if not isinstance(self.callee, BlockDefinition) else self.callee.syntax.name.text
+
+    @property
+    def home(self) -> Builder:
+        """The body that its weights are declared in: outside of every block that is itself a value."""
+        return self.builder.home or self.builder
 
     @property
     def doc(self) -> str | None:

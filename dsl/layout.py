@@ -14,7 +14,7 @@ from lark import Token
 ITEM_KEYWORDS = frozenset({"DSK", "USE", "MODEL", "BLOCK", "TRAIN", "PLAN", "SERVE", "CHECKPOINT"})
 CLOSERS = {"LPAR": "RPAR", "LSQB": "RSQB"}
 
-_CONTINUES = frozenset({
+CONTINUES = frozenset({
     "COMMA", "COLON", "RARROW", "PLUS_EQUAL", "EQUAL", "EQ", "NE", "LE", "LT", "GE", "GT", "PLUS", "MINUS", "STAR",
     "SLASH", "PERCENT", "AMP", "PIPE", "LBRACE", "THEN", "ELSE", "AND", "OR", "NOT",
 })  # fmt: skip
@@ -58,4 +58,4 @@ class Layout:
     def _ends_statement(self, before: Token, after: Token) -> bool:
         if after.column == 1 and after.type in ITEM_KEYWORDS:
             return True
-        return not self.open_brackets and before.type not in _CONTINUES and after.type != "RBRACE"
+        return not self.open_brackets and before.type not in CONTINUES and after.type != "RBRACE"

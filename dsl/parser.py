@@ -16,7 +16,7 @@ from . import syntax as s
 from .diagnostics import Diagnostic, Diagnostics
 from .layout import ITEM_KEYWORDS, KeepAll, Layout
 from .source import Source, Span
-from .tree import TreeBuilder
+from .tree import TreeBuilder, token_span
 from .wording import describe_expected, describe_token
 
 GRAMMAR = Path(__file__).parent / "grammar.lark"
@@ -81,8 +81,8 @@ def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File
     parser, builder = _machinery()
     deepest = _too_deep(tokens)
     if deepest is not None:
-        span = Span(source, deepest.start_pos, deepest.end_pos)
-        problems.add(Diagnostic("DSK0005", f"this is nested over {MAX_DEPTH} deep", span))
+        title = f"this is nested over {MAX_DEPTH} deep"
+        problems.add(Diagnostic("DSK0005", title, token_span(source, deepest)))
         return s.File(source, (), complete=False)
     builder.source = source
     builder.number_problems = []
@@ -145,15 +145,15 @@ class _Session:
 
     def _unclosed(self, opener: Token) -> None:
         self.failed = True
-        span = Span(self.source, opener.start_pos, opener.end_pos)
+        span = token_span(self.source, opener)
         closer = {"(": ")", "[": "]", "{": "}"}[str(opener)]
         self.problems.add(Diagnostic("DSK0003", f"this `{opener}` is never closed", span, f"its `{closer}` is missing"))
 
     # --- recovering
 
     def _recover(self, token: Token, error: UnexpectedToken, stream: _Stream) -> None:
-        brackets = [b for b in self.layout.open_brackets if b is not token and b.line < token.line]
-        new_line = stream.previous is not None and stream.previous.line < token.line
+        brackets = [b for b in self.layout.open_brackets if b is not token and _line(b) < _line(token)]
+        new_line = stream.previous is not None and _line(stream.previous) < _line(token)
         column_one = token.type == "NEWLINE" and stream.peek_is_item()
         brace = self._open_brace() if column_one or (token.type in ITEM_KEYWORDS and token.column == 1) else None
         if brackets and (new_line or token.type in ("RBRACE", "NEWLINE")):
@@ -163,7 +163,7 @@ class _Session:
             self._unclosed(brace)
         else:
             new_line = False
-            self._report(Span(self.source, token.start_pos, token.end_pos), describe_token(token), error)
+            self._report(token_span(self.source, token), describe_token(token), error)
         names = self._names_being_bound()
         self._pop_to("MODEL" if brace is not None else "ERROR")
         self.state.feed_token(self._error_token(token, names))
@@ -176,10 +176,11 @@ class _Session:
             stream.push_back(token)
             return
         depth = 0
-        while token is not None:
-            kind = token.type
-            at_item = kind in ITEM_KEYWORDS and token.column == 1
-            if kind in _OPENERS and kind == "LBRACE":
+        found: Token | None = token
+        while found is not None:
+            kind = found.type
+            at_item = kind in ITEM_KEYWORDS and found.column == 1
+            if kind == "LBRACE":
                 depth += 1
             elif kind == "RBRACE" and depth > 0:
                 depth -= 1
@@ -187,9 +188,9 @@ class _Session:
                 if at_item:
                     self._pop_to("ERROR", bottom=True)
                 self.layout.open_brackets.clear()
-                self._feed(token)
+                self._feed(found)
                 return
-            token = stream.take()
+            found = stream.take()
 
     def _feed(self, token: Token) -> None:
         try:
@@ -220,7 +221,7 @@ class _Session:
                 bound = values[i - 1]
                 if isinstance(bound, s.Name):
                     return (bound.text,)
-                return tuple(n.text for n in bound.items) if isinstance(bound, s.List) else ()
+                return tuple(n.text for n in bound if isinstance(n, s.Name)) if isinstance(bound, tuple) else ()
             if isinstance(value, Token) and value.type == "LBRACE":
                 break
         return ()
@@ -260,6 +261,11 @@ class _Stream:
             yield token
 
 
+def _line(token: Token) -> int:
+    assert token.line is not None, token
+    return token.line
+
+
 def _too_deep(tokens: list[Token]) -> Token | None:
     depth = 0
     for token in tokens:
@@ -281,13 +287,14 @@ def _documentation(tokens: list[Token]) -> tuple[dict[int, str], dict[int, str]]
     for token in tokens:
         if token.type == "DOC":
             text = str(token)[3:].strip()
-            if line == token.line:
+            if line == _line(token):
                 after[line] = text
             else:
                 waiting.append(text)
         elif token.type not in ("NEWLINE", "COMMENT"):
             if waiting:
+                assert token.start_pos is not None, token
                 before[token.start_pos] = "\n".join(waiting)
                 waiting = []
-            line = token.line
+            line = _line(token)
     return before, after

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from lark import Token
 
-from .layout import _CONTINUES as CONTINUES
-from .layout import ITEM_KEYWORDS
+from .layout import CONTINUES, ITEM_KEYWORDS
 
 _KEY_PARTS = ITEM_KEYWORDS | {"NAME", "DIM", "STAR", "DOT", "FROM", "EXTERN", "OF", "FOR", "ON", "DIMS"}
 _KEY_PARTS |= {"REPEAT", "GROUP", "RETURN", "KEEP", "LOSS", "REQUIRE", "WEIGHTS"}

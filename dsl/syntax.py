@@ -10,20 +10,17 @@ from .source import Source, Span
 
 
 @dataclass_transform(frozen_default=True)
-class Node:
-    """Anything with a place in a file. Two nodes are equal when they say the same, wherever they stand.
+class _Frozen:
+    """A frozen dataclass in all but its making: dataclasses generate code for every class, which for forty of them
+    takes longer than checking a spec.
 
-    A frozen dataclass in all but its making: dataclasses generate code for every class, and for forty classes that takes
-    longer than checking a spec.
+    Its first field, `Node.span`, tells no two apart. Patterns go by keyword: there is no `__match_args__`.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("span",)
-
-    span: Span
+    fields: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls.fields = (*cls.fields, *cls.__dict__.get("__annotations__", ()))
-        cls.__match_args__ = cls.fields
+        cls.fields = (*cls.fields, *cls.__dict__.get("__annotations__", ()))  # noqa: RUF063 (inspect is slow to import)
 
     def __init__(self, *values: object, **named: object) -> None:
         given = dict(zip(self.fields, values, strict=False), **named)
@@ -45,6 +42,12 @@ class Node:
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields[1:])
         return f"{type(self).__name__}({shown})"
+
+
+class Node(_Frozen):
+    """Anything with a place in a file. Two nodes are equal when they say the same, wherever they stand."""
+
+    span: Span
 
 
 # --- expressions

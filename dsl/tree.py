@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lark import Token, Transformer
 
@@ -12,15 +12,16 @@ from .numbers import parse_number
 from .source import Source, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _ONE = Fraction(1)
+Built = TypeVar("Built", s.Node, s.File)
 
 
-def _located(build: Callable[..., s.Node]) -> Callable[..., s.Node]:
+def _located(build: Callable[..., Built]) -> Callable[..., Built]:
     """Gives a callback the span from its first child to its last: every token of the grammar is kept, so they tell."""
 
-    def visit(self: TreeBuilder, children: list) -> s.Node:
+    def visit(self: TreeBuilder, children: list) -> Built:
         placed = [child for child in children if child]
         if not placed:
             return build(self, Span(self.source, 0, 0), *children)
@@ -29,19 +30,27 @@ def _located(build: Callable[..., s.Node]) -> Callable[..., s.Node]:
     return visit
 
 
+def token_span(source: Source, token: Token) -> Span:
+    """The place of a token that was read from `source`."""
+    assert token.start_pos is not None and token.end_pos is not None, token
+    return Span(source, token.start_pos, token.end_pos)
+
+
 def _start(child: Token | s.Node | tuple) -> int:
     if isinstance(child, Token):
+        assert child.start_pos is not None, child
         return child.start_pos
     return child.span.start if isinstance(child, s.Node) else _start(child[0])
 
 
 def _end(child: Token | s.Node | tuple) -> int:
     if isinstance(child, Token):
+        assert child.end_pos is not None, child
         return child.end_pos
     return child.span.end if isinstance(child, s.Node) else _end(child[-1])
 
 
-def _present(children: tuple) -> tuple:
+def _present(children: Sequence[object]) -> tuple:
     """The nodes among children: separators and absent optionals go."""
     return tuple(child for child in children if isinstance(child, s.Node))
 
@@ -100,8 +109,7 @@ class TreeBuilder(Transformer):
         return s.Path(span, _present(children))
 
     def _names(self, tokens: tuple[Token, ...]) -> tuple[s.Name, ...]:
-        spans = ((token, Span(self.source, token.start_pos, token.end_pos)) for token in tokens)
-        return tuple(s.Name(span, str(token)) for token, span in spans if token.type != "DOT")
+        return tuple(s.Name(token_span(self.source, t), str(t)) for t in tokens if t.type != "DOT")
 
     @_located
     def key_part(self, span: Span, token: Token) -> s.Node:
@@ -151,21 +159,20 @@ class TreeBuilder(Transformer):
         alias = rest[0] if rest else None
         return s.Call(span, callee, arguments or (), alias)
 
-    def arguments(self, children: list) -> tuple:
+    def arguments(self, children: Sequence[object]) -> tuple:
         return tuple(
             child if isinstance(child, s.Argument) else s.Argument(child.span, None, child)
-            for child in _present(tuple(children))
+            for child in _present(children)
         )
 
     # --- types and parameters
 
     @_located
-    def type(self, span: Span, *children: object) -> s.Node:
-        element, axes, *optional = children
-        return s.Type(span, element, axes.items, optional[0] is not None)
+    def type(self, span: Span, element: s.Name | None, axes: s.List, optional: Token | None) -> s.Node:
+        return s.Type(span, element, axes.items, optional is not None)
 
-    def types(self, children: list) -> tuple:
-        return _present(tuple(children))
+    def types(self, children: Sequence[object]) -> tuple:
+        return _present(children)
 
     @_located
     def dim_kind(self, span: Span, name: s.Name, optional: Token | None) -> s.Node:
@@ -204,11 +211,13 @@ class TreeBuilder(Transformer):
 
     @_located
     def setting(self, span: Span, *children: object) -> s.Node:
-        return s.Setting(span, *_present(children), False, self._entry_doc(span))
+        key, value = _present(children)
+        return s.Setting(span, key, value, False, self._entry_doc(span))
 
     @_located
     def choice(self, span: Span, *children: object) -> s.Node:
-        return s.Setting(span, *_present(children), True, self._entry_doc(span))
+        key, value = _present(children)
+        return s.Setting(span, key, value, True, self._entry_doc(span))
 
     @_located
     def placement(self, span: Span, *children: object) -> s.Node:
@@ -233,11 +242,11 @@ class TreeBuilder(Transformer):
     def dims(self, span: Span, *children: object) -> s.Node:
         return s.Dims(span, *_present(children))
 
-    targets = list
+    targets = types
 
     @_located
-    def assign(self, span: Span, *children: object) -> s.Node:
-        return s.Assign(span, children[0].items, children[-1])
+    def assign(self, span: Span, targets: tuple[s.Name, ...], sign: Token, value: s.Expression) -> s.Node:
+        return s.Assign(span, targets, value)
 
     @_located
     def residual(self, span: Span, *children: object) -> s.Node:
@@ -342,7 +351,7 @@ class TreeBuilder(Transformer):
         return s.Checkpoint(span, name, base, architecture, section, self._doc(span))
 
     @_located
-    def start(self, span: Span, *children: object) -> s.Node:
+    def start(self, span: Span, *children: object) -> s.File:
         return s.File(self.source, _present(children), complete=True)
 
 

@@ -12,10 +12,14 @@ from ..ir import Op, Region, Value, free_values
 from ..ops.experts import Experts
 from ..ops.structure import Block, Extern, Repeat
 from ..ops.weights import Weights
-from .expression import TORCH_DTYPES, Modules
+from .expression import TORCH_DTYPES
 from .function import Function, Line, suffixed
-from .names import Names
+from .names import Names, below, body_path, is_below, is_child, last_part
 from .text import WIDTH, Text, camel, fit, number, singular
+
+MODULES = frozenset({"Embed", "GroupedLinear", "LayerNorm", "Linear", "RMSNorm", "SpecModule"})
+SCALINGS = frozenset({"LinearScaling", "Llama3Scaling", "YarnScaling"})
+RESERVED = MODULES | SCALINGS | {"Model", "NamedTuple", "Output", "Tensor"}  # what model.py defines or imports besides
 
 
 @dataclass(slots=True)
@@ -25,17 +29,22 @@ class Classes:
     names: Names
     made: dict[str, tuple[str, list[Line]]] = field(default_factory=dict)  # body text -> class name and lines
     by_region: dict[int, str] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=lambda: {"Model", "Output"})
+    taken: set[str] = field(default_factory=lambda: set(RESERVED))
     computing: set[str] = field(default_factory=set)  # those that must be told the dtype of activations
     site: Span | None = None  # the user's line whose call is being written
 
-    def of_region(self, region: Region, wanted: str, doc: str | None, span: Span, op: Op | None = None) -> str:
+    def __post_init__(self) -> None:
+        self.taken |= {dim.name for dim in self.names.graph.dims}
+
+    def of_region(self, region: Region, wanted: str, doc: str | None, op: Op) -> str:
         """The class for a region, written when there is none like it yet."""
+        span = op.span
         key = id(region)
         if key in self.by_region:
             return self.by_region[key]
         outer, self.site = self.site, user_site(span, self.site)
-        body = [line.within(self.site) for line in ClassBody(self, region, span, op).lines()]
+        writer = ClassBody(self, region, op)
+        body = [line.within(self.site) for line in writer.lines()]
         self.site = outer
         text = "\n".join(line.text for line in body)
         if text in self.made:
@@ -51,7 +60,13 @@ class Classes:
             head.append(Line(""))
         self.made[text] = (name, [*head, *body])
         self.by_region[key] = name
+        if writer.computing:
+            self.computing.add(name)
         return name
+
+    def instance(self, name: str) -> str:
+        """The expression that makes one."""
+        return f"{name}(compute)" if name in self.computing else f"{name}()"
 
     def lines(self) -> list[Line]:
         """All classes, two blank lines between."""
@@ -91,43 +106,54 @@ class ClassBody:
 
     classes: Classes
     region: Region
-    span: Span
-    op: Op | None = None
+    op: Op
+    computing: bool = False  # something in it, or within what it owns, casts to the dtype of activations
+
+    @property
+    def span(self) -> Span:
+        return self.op.span
 
     def lines(self) -> list[Line]:
-        names = self.classes.names
-        init = self.init_lines()
-        modules = own_modules(self.region)
-        outside = free_values(self.region)
-        function = Function(names, modules, self.span)
+        modules = module_lines(self.classes, self.region, body_path(self.op))
+        self.classes.names.casts = False
+        forward = self.forward_lines()
+        return [*self.init_lines(modules), Line(""), *forward]
+
+    def forward_lines(self) -> list[Line]:
+        function = Function(self.classes.names, body_path(self.op), self.span)
         parameters = ["self"]
         for value in self.region.arguments:
             parameters.append(f"{function.bind(value)}: Tensor")
-        parameters += capture_parameters(function, outside)
-        if isinstance(self.op.attributes if self.op else None, Experts):
-            return [*init, Line(""), *self.experts_forward(function, parameters)]
+        parameters += capture_parameters(function, free_values(self.region), self.classes)
+        if isinstance(self.op.attributes, Experts):
+            return self.experts_forward(function, parameters)
         function.region(self.region)
         body = function.lines
         results = [function.take(value) for value in self.region.results]
         returned = "Tensor" if len(results) == 1 else f"tuple[{', '.join(['Tensor'] * len(results))}]"
         head = fit("    ", "def forward", tuple(parameters), f" -> {returned}:")
         signature = [Line(text, self.span) for text in head]
-        return [*init, Line(""), *signature, *body, *return_lines(results, self._last_span())]
+        return [*signature, *body, *return_lines(results, self._last_span())]
 
     def _last_span(self) -> Span:
         return self.region.ops[-1].span if self.region.ops else self.span
 
     # --- __init__
 
-    def init_lines(self) -> list[Line]:
-        lines = [Line("    def __init__(self) -> None:"), Line("        super().__init__()")]
-        return [*lines, *module_lines(self.classes, self.region)]
+    def init_lines(self, modules: list[Line]) -> list[Line]:
+        """With `compute` where this class casts to it, or one that it owns does."""
+        casts = self.classes.names.casts
+        self.computing = casts or any("(compute)" in line.text for line in modules)
+        parameters = "self, compute: torch.dtype" if self.computing else "self"
+        lines = [Line(f"    def __init__({parameters}) -> None:"), Line("        super().__init__()")]
+        if casts:
+            lines.append(Line("        self.compute = compute"))
+        return [*lines, *modules]
 
     # --- experts
 
     def experts_forward(self, function: Function, parameters: list[str]) -> list[Line]:
         """Rows sorted by expert through the stacked block, and back."""
-        assert self.op is not None
         attributes = self.op.attributes
         assert isinstance(attributes, Experts)
         names = self.classes.names
@@ -158,47 +184,69 @@ def return_lines(results: list[Text], span: Span) -> list[Line]:
     return [Line(f"        return {', '.join(str(r) for r in results)}", span)]
 
 
-def capture_parameters(function: Function, outside: tuple[Value, ...]) -> list[str]:
+def capture_parameters(
+    function: Function, outside: tuple[Value, ...], classes: Classes, imported: bool = False
+) -> list[str]:
     """Parameters for what a body sees from outside, which the function learns to call by these names."""
     parameters = []
     for value in outside:
         owner = function.names.owners.get(value)
-        if owner is not None:
-            if owner.name not in (text for text, _ in function.modules.values()):
-                parameters.append(f"{owner.name}: {function.names.use('dskc.runtime.modules', owner.module)}")
-            function.modules[value] = (owner.name, owner.module)
-            continue
-        kind = "Tensor | None" if value.name == "documents" else "Tensor"
-        parameters.append(f"{function.bind(value)}: {kind}")
+        if owner is None:
+            kind = "Tensor | None" if value.name == "documents" else "Tensor"
+            parameters.append(f"{function.bind(value)}: {kind}")
+        elif not is_below(owner.path, function.path):
+            name = function.receive(value)
+            if name is not None:
+                parameters.append(f"{name}: {_module_class(function.names, value, classes, imported)}")
     return parameters
 
 
-def own_modules(region: Region) -> Modules:
-    """The weights declared in a region, as attributes of its class."""
-    modules: Modules = {}
-    for op in region.ops:
-        if isinstance(op.attributes, Weights):
-            for value in op.results:
-                modules[value] = (f"self.{op.attributes.name}", op.attributes.module)
-    return modules
+def _module_class(names: Names, weight: Value, classes: Classes, imported: bool) -> str:
+    """The class of the module that holds a weight, as the bodies that it is passed to know it."""
+    path = names.module_path(weight)
+    if path == names.owners[weight].path:
+        return names.use("dskc.runtime.modules", names.owners[weight].module)
+    made = classes.by_region[id(classes.names.blocks[path].regions[0])]
+    return names.use(".model", made) if imported else made
 
 
-def module_lines(classes: Classes, region: Region) -> list[Line]:
-    """One line for each module that a class owns, in the order of the spec."""
+def module_lines(classes: Classes, region: Region, path: str) -> list[Line]:
+    """One line for each module that the class of a body owns, in the order of the spec.
+
+    What a block value holds is declared around the block: its class finds its weights by their path.
+    """
     lines: list[Line] = []
     seen: set[str] = set()
-    for op in region.ops:
+    inside = {id(op) for op in region.ops}
+    elsewhere = (op for p, op in classes.names.declared.items() if is_child(p, path) and id(op) not in inside)
+    for op in (*elsewhere, *region.ops):
         attributes = op.attributes
-        path = getattr(attributes, "path", None)
-        if path is None or not isinstance(attributes, Weights | Block | Experts | Repeat | Extern):
+        if not isinstance(attributes, Weights | Block | Experts | Repeat | Extern):
             continue
-        name = str(path).rsplit(".", 1)[-1]
+        if not is_below(attributes.path, path):  # another body's: here it is a parameter
+            _register(classes, op)
+            continue
+        name, _, deeper = below(attributes.path, path).partition(".")
+        if deeper:
+            op = classes.names.blocks[f"{path}.{name}" if path else name]
         if name in seen:
+            _register(classes, op)
             continue
         seen.add(name)
-        for text in _module(classes, op, name):
-            lines.append(Line(text, op.span))
+        lines += (Line(text, op.span) for text in _module(classes, op, name))
     return lines
+
+
+def _register(classes: Classes, op: Op) -> None:
+    """Lets the classes know a further use of a block."""
+    if isinstance(op.attributes, Block | Experts):
+        _class_of(classes, op)
+
+
+def _class_of(classes: Classes, op: Op) -> str:
+    attributes = op.attributes
+    assert isinstance(attributes, Block | Experts)
+    return classes.of_region(op.regions[0], camel(last_part(attributes.path)), attributes.doc, op)
 
 
 def _module(classes: Classes, op: Op, name: str) -> list[str]:
@@ -215,9 +263,7 @@ def _module(classes: Classes, op: Op, name: str) -> list[str]:
         classes.names.use(module, target)
         options = tuple(f"{key}={_literal(value, classes.names)}" for key, value in attributes.options)
         return fit(indent, f"self.{name} = {target}", options, "")
-    assert isinstance(attributes, Block | Experts)
-    made = classes.of_region(op.regions[0], camel(name), attributes.doc, op.span, op)
-    return [f"{indent}self.{name} = {made}()"]
+    return [f"{indent}self.{name} = {classes.instance(_class_of(classes, op))}"]
 
 
 def _module_list(classes: Classes, op: Op, name: str) -> list[str]:
@@ -225,20 +271,43 @@ def _module_list(classes: Classes, op: Op, name: str) -> list[str]:
     assert isinstance(attributes, Repeat)
     item = camel(singular(name))
     wanted = [item] if len(op.regions) == 1 else _variant_names(op, item)
-    made = [classes.of_region(r, w, None, op.span) for r, w in zip(op.regions, wanted, strict=True)]
-    variants = attributes.variants
-    if len(made) == 1:
-        return [f"        self.{name} = nn.ModuleList([{made[0]}() for _ in range({len(variants)})])"]
+    made = [classes.of_region(r, w, None, op) for r, w in zip(op.regions, wanted, strict=True)]
+    instances = [classes.instance(m) for m in made]
+    return [f"        {line}" for line in _list_lines(name, made, instances, attributes.variants)]
+
+
+def _list_lines(name: str, made: list[str], instances: list[str], variants: tuple[int, ...]) -> list[str]:
+    """The statement that fills a repeat's list: a comprehension, a few runs, or what comes again and again."""
+    count = len(variants)
+    head = f"self.{name} = nn.ModuleList"
+    if len(instances) == 1:
+        return [f"{head}([{instances[0]} for _ in range({count})])"]
     runs = _runs(variants)
-    if len(runs) <= 3:
-        parts = tuple(f"*({made[v]}() for _ in range({n}))" for v, n in runs)
-        return fit("        ", f"self.{name} = nn.ModuleList", (f"[{', '.join(parts)}]",), "")
-    period = next(p for p in range(1, len(variants) + 1) if all(v == variants[i % p] for i, v in enumerate(variants)))
-    kinds = ", ".join(made[v] for v in variants[:period])
-    return [
-        f"        kinds = ({kinds})",
-        f"        self.{name} = nn.ModuleList([kinds[i % {period}]() for i in range({len(variants)})])",
-    ]
+    told = {"compute" if instance.endswith("(compute)") else "" for instance in instances}
+    if len(runs) <= 3 or len(told) > 1:
+        parts = tuple(_run(instances[v], n) for v, n in runs)
+        return fit("", head, (f"[{', '.join(parts)}]",), "")
+    first, period = _period(variants)
+    kinds = f"kinds = ({', '.join(made[v] for v in variants[first : first + period])})"
+    index = "i" if period == count - first else f"i % {period}"
+    each = f"kinds[{index}]({told.pop()}) for i in range({count - first})"
+    before = tuple(_run(instances[v], n) for v, n in _runs(variants[:first]))
+    items = f"[{', '.join((*before, f'*({each})'))}]" if before else f"[{each}]"
+    return [kinds, *fit("", head, (items,), "")]
+
+
+def _run(instance: str, count: int) -> str:
+    return instance if count == 1 else f"*({instance} for _ in range({count}))"
+
+
+def _period(variants: tuple[int, ...], most: int = 64) -> tuple[int, int]:
+    """From where on the variants repeat themselves, and after how many: the choice that spells the fewest."""
+    count = len(variants)
+    best = (count, 0, count)
+    for period in range(1, min(count, most)):
+        first = next((i + 1 for i in reversed(range(count - period)) if variants[i] != variants[i + period]), 0)
+        best = min(best, (len(_runs(variants[:first])) + period, first, period))
+    return best[1:]
 
 
 def _runs(variants: tuple[int, ...]) -> list[tuple[int, int]]:

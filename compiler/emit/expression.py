@@ -80,6 +80,7 @@ class Call:
 
     def dtype(self, dtype: DType) -> str:
         if dtype is DType.COMPUTE:
+            self.names.casts = True
             return "self.compute"
         self.names.use_torch()
         return TORCH_DTYPES[dtype]

@@ -13,7 +13,7 @@ from ..ops.experts import Experts
 from ..ops.structure import Block, Keep, Repeat
 from ..ops.weights import Weights
 from .expression import Call, Modules
-from .names import Names
+from .names import Names, below, body_path, is_below, last_part
 from .text import Text, call, fit, singular
 
 
@@ -41,7 +41,7 @@ class Function:
     """Writes the body of one function. `texts` says what each value is called; `left` how often it is still needed."""
 
     names: Names
-    modules: Modules
+    path: str
     span: Span
     serving: bool = False
     indent: str = "        "
@@ -50,6 +50,34 @@ class Function:
     left: Counter[Value] = field(default_factory=Counter)
     holders: dict[str, Value] = field(default_factory=dict)
     waiting: dict[Value, tuple[Value, ...]] = field(default_factory=dict)  # inlined: the variables within
+    modules: Modules = field(default_factory=dict)
+    handles: dict[str, str] = field(default_factory=dict)  # modules from outside, by path: the parameters that they are
+
+    def __post_init__(self) -> None:
+        for value, owner in self.names.owners.items():
+            if is_below(owner.path, self.path):
+                self.modules[value] = (self.module(owner.path), owner.module)
+
+    # --- modules
+
+    def module(self, path: str) -> str:
+        """The expression for the module at a path: an attribute of this body's own, or a parameter."""
+        if is_below(path, self.path):
+            return f"self.{below(path, self.path)}"
+        return self.handles[path]
+
+    def receive(self, weight: Value) -> str | None:
+        """A parameter's name for the module that holds a weight from outside; None where it has come already."""
+        owner = self.names.owners[weight]
+        root = self.names.module_path(weight)
+        fresh = root not in self.handles
+        if fresh:
+            name, taken, n = last_part(root), set(self.handles.values()), 2
+            while name in taken:
+                name, n = f"{last_part(root)}{n}", n + 1
+            self.handles[root] = name
+        self.modules[weight] = (self.handles[root] + owner.path[len(root) :], owner.module)
+        return self.handles[root] if fresh else None
 
     # --- values
 
@@ -159,11 +187,18 @@ class Function:
         """The call of a block's module: its arguments, then what it sees from outside."""
         attributes = op.attributes
         assert isinstance(attributes, Block | Experts)
-        return call(f"self.{attributes.path.rsplit('.', 1)[-1]}", (*map(str, operands), *self.captured(op)))
+        return call(self.module(attributes.path), (*map(str, operands), *self.captured(op)))
 
     def captured(self, op: Op) -> tuple[str, ...]:
         """What an operation's bodies see from outside, as arguments; a module of several weights is passed once."""
-        return tuple(dict.fromkeys(str(self.take(value)) for value in captures(op)))
+        found: dict[str, None] = {}
+        for value in captures(op):
+            owner = self.names.owners.get(value)
+            if owner is None:
+                found[str(self.take(value))] = None
+            elif not is_below(owner.path, body_path(op)):
+                found[self.module(self.names.module_path(value))] = None
+        return tuple(found)
 
     def repeat(self, op: Op) -> None:
         """A loop over the modules of a repeat; what is carried keeps its variable, losses add up."""
@@ -173,9 +208,9 @@ class Function:
         name = attributes.path.rsplit(".", 1)[-1]
         item = singular(name)
         captured = self.captured(op)
-        self.write(self.loop_head(item, name), op.span)
+        self.write(f"for {item} in self.{name}:", op.span)
         made = tuple(f"{loss}_of_{item}" for loss in attributes.losses)
-        value = self.loop_call(item, (*carried, *captured), op)
+        value = call(item, (*carried, *captured))
         outer, self.indent = self.indent, f"{self.indent}    "
         self.assign(", ".join((*carried, *made)), value, op.span)
         for loss, one in zip(attributes.losses, made, strict=True):
@@ -200,18 +235,12 @@ class Function:
             self.write(f"{loss} = 0.0", op.span)
         return tuple(carried)
 
-    def loop_head(self, item: str, name: str) -> str:
-        return f"for {item} in self.{name}:"
-
-    def loop_call(self, item: str, arguments: tuple[str, ...], op: Op) -> Text:
-        return call(item, arguments)
-
 
 def default_name(op: Op) -> str:
     """What a result is called that the spec does not name: after its module or operation."""
     path = getattr(op.attributes, "path", None)
     if path:
-        return str(path).rsplit(".", 1)[-1]
+        return last_part(str(path))
     return op.kind
 
 

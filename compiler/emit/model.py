@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ir import DimInfo, DType, Graph
 from ..parameters import total_parameters
-from .classes import Classes, capture_parameters, docstring, module_lines, own_modules, return_lines
+from .classes import Classes, docstring, module_lines, return_lines
 from .function import Function, Line, suffixed
 from .names import Names
 from .text import WIDTH, Text, fit, number
@@ -122,13 +122,12 @@ def _model(graph: Graph, classes: Classes) -> list[Line]:
     lines = ["class Model(SpecModule):", *docstring(_model_doc(graph)), ""]
     lines += ["    def __init__(self, compute: torch.dtype = torch.float32) -> None:", "        super().__init__()"]
     lines.append("        self.compute = compute")
-    made = [Line(text, span) for text in lines] + module_lines(classes, graph.body)
-    function = Function(names, own_modules(graph.body), span)
+    made = [Line(text, span) for text in lines] + module_lines(classes, graph.body, "")
+    function = Function(names, "", span)
     parameters = ["self"]
     for name, value in zip(graph.inputs, graph.body.arguments, strict=True):
         text = function.bind(value, suffixed(name, value.type))
         parameters.append(f"{text}: Tensor | None = None" if name == "documents" else f"{text}: Tensor")
-    parameters += capture_parameters(function, ())
     function.region(graph.body)
     results = [function.take(value) for value in graph.body.results]
     fields = output_fields(graph)

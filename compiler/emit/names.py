@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from dskc.dsl.dims import Dim
 
-from ..ir import Axis, Graph, Value, walk
+from ..ir import Axis, Graph, Op, Region, Value
+from ..ops.experts import Experts
+from ..ops.structure import Block, Repeat
 from ..ops.weights import Weights
 from .text import WIDTH, number
 
@@ -16,13 +18,33 @@ class Names:
     graph: Graph
     imports: dict[str, set[str]] = field(default_factory=dict)
     torch: bool = False
+    casts: bool = False  # to the dtype of activations, since this was last set
     used_dims: set[str] = field(default_factory=set)
-    owners: dict[Value, Weights] = field(default_factory=dict)  # which module a weight belongs to
+    owners: dict[Value, Weights] = field(default_factory=dict)  # which module a weight belongs to,
+    homes: dict[Value, str] = field(default_factory=dict)  # the path of the body that it is declared in,
+    declared: dict[str, Op] = field(default_factory=dict)  # and its declaration by path
+    blocks: dict[str, Op] = field(default_factory=dict)  # by path; of a block value, where it is first applied
 
     def __post_init__(self) -> None:
-        for op, _ in walk(self.graph.body):
-            if isinstance(op.attributes, Weights):
-                self.owners.update((value, op.attributes) for value in op.results)
+        self._collect(self.graph.body, "")
+
+    def _collect(self, region: Region, path: str) -> None:
+        for op in region.ops:
+            attributes = op.attributes
+            if isinstance(attributes, Weights):
+                self.declared[attributes.path] = op
+                self.owners.update((value, attributes) for value in op.results)
+                self.homes.update((value, path) for value in op.results)
+            elif isinstance(attributes, Block | Experts):
+                self.blocks.setdefault(attributes.path, op)
+            for inner in op.regions:
+                self._collect(inner, body_path(op))
+
+    def module_path(self, weight: Value) -> str:
+        """The path of the module that holds a weight, in the body where it is declared: what is passed to others."""
+        home, path = self.homes[weight], self.owners[weight].path
+        first = below(path, home).split(".", 1)[0]
+        return f"{home}.{first}" if home else first
 
     def use(self, module: str, name: str) -> str:
         """Imports `name` from `module`."""
@@ -80,6 +102,32 @@ class Names:
             else:
                 lines += [f"from {module} import (", *(f"    {name}," for name in names), ")"]
         return lines
+
+
+def body_path(op: Op) -> str:
+    """The path of an operation's bodies: that of what they hold begins with it."""
+    path = str(getattr(op.attributes, "path", ""))
+    return f"{path}.*" if isinstance(op.attributes, Repeat) else path
+
+
+def is_below(path: str, around: str) -> bool:
+    """Whether `path` lies within the body of path `around`."""
+    return not around or path.startswith(f"{around}.")
+
+
+def below(path: str, around: str) -> str:
+    """The rest of a path within the body of path `around`."""
+    assert is_below(path, around), f"{path} is not within {around}"
+    return path[len(around) + 1 :] if around else path
+
+
+def is_child(path: str, around: str) -> bool:
+    """Whether `path` is that of something which the body of path `around` itself owns."""
+    return is_below(path, around) and "." not in below(path, around)
+
+
+def last_part(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
 
 
 def _import_order(name: str) -> tuple[int, str]:

@@ -10,11 +10,11 @@ from dskc.dsl.source import Span
 from ..ir import Axis, Graph, Op, Region, Value, captures, walk
 from ..ops.experts import Experts
 from ..ops.structure import Block, Keep, Repeat
-from .classes import Classes, capture_parameters, own_modules, return_lines, user_site
+from .classes import Classes, capture_parameters, return_lines, user_site
 from .function import Function, Line, suffixed
 from .model import signature
-from .names import Names
-from .text import Text, call, fit
+from .names import Names, body_path, last_part
+from .text import ATOM, Text, call, fit, singular
 
 
 @dataclass(slots=True)
@@ -38,10 +38,10 @@ class ServeFile:
 
     def _function(self, region: Region, op: Op, name: str, made: str) -> list[Line]:
         self.names.use(".model", made)
-        function = Serving(self.names, own_modules(region), op.span, serving=True, indent="    ", file=self)
+        function = Serving(self.names, body_path(op), op.span, serving=True, indent="    ", file=self)
         parameters = [f"self: {made}"]
         parameters += [f"{function.bind(value)}: Tensor" for value in region.arguments]
-        parameters += capture_parameters(function, serving_captures(region))
+        parameters += capture_parameters(function, serving_captures(region), self.classes, imported=True)
         parameters.append("cache: Cache")
         wanted = region.results[: kept_results(op)]
         function.part(region, wanted)
@@ -88,29 +88,42 @@ class Serving(Function):
     """A body with a cache: kept values come back with all positions so far, and only what is wanted is computed."""
 
     file: ServeFile | None = None
+    applied: Counter[str] = field(default_factory=Counter)  # a block applied twice keeps what it keeps apart
 
-    def part(self, region: Region, wanted: tuple[Value, ...], after: int | None = None) -> None:
-        """The operations that `wanted` needs. After operation `after`, nothing looks along the sequence any more."""
+    def part(self, region: Region, wanted: tuple[Value, ...], newest_only: bool = False) -> None:
+        """The operations that `wanted` needs. `newest_only`: of the newest position, behind the last that keeps any."""
         ops = live(region, wanted)
+        looking = [op for op in ops if keeps(op)] if newest_only else []
+        if any(isinstance(op.attributes, Keep) for op in looking):
+            looking = []  # what reads it follows in this body
         uses = _uses(ops, wanted)
         self.left.update(uses)
         final = ops[-1] if ops and ops[-1].results == wanted else None
-        for op in ops:
-            self.operation(op, uses, last=op is final)
-            if after is not None and op is region.ops[after]:
-                self.last_position(op)
+        for i, op in enumerate(ops):
+            if not looking or op is not looking[-1]:
+                self.operation(op, uses, last=op is final)
+            else:
+                self.operation(op, uses + Counter(op.results), last=False)  # as a statement of its own
+                self.newest(region, _uses(ops[i + 1 :], wanted), op.span)
 
     def take(self, value: Value) -> Text:
         if value.name == "documents" and value not in self.texts:
             return Text("None")  # a cache holds one document a row: masks leave the term out
         return Function.take(self, value)
 
-    def last_position(self, op: Op) -> None:
-        """Keeps the newest position of what goes on from here: only its logits are wanted."""
-        for value in op.results:
-            if self.left[value] > 0:
-                text = self.texts[value]
-                self.write(f"{text} = {text}[:, -1:]  # only the newest position goes on", op.span)
+    def newest(self, region: Region, needed: Counter[Value], span: Span) -> None:
+        """Keeps the newest position of what goes on from here, where that is tensors: only its logits are wanted."""
+        sequence = region.arguments[0].type.axes[1].size
+        along = [v for v in needed if v in self.texts and any(axis.size == sequence for axis in v.type.axes)]
+        if any(v in region.arguments or v.type.axes[1].size != sequence for v in along):
+            return
+        inlined = [v for v in along if self.waiting[v] != (v,)]
+        for value in (*inlined, *(v for v in along if v not in inlined)):
+            text = self.texts[value].at(ATOM)
+            if value in inlined:
+                self.take(value)
+                self.bind(value)
+            self.write(f"{self.texts[value]} = {text}[:, -1:]  # only the newest position goes on", span)
 
     def keep(self, op: Op) -> None:
         assert isinstance(op.attributes, Keep)
@@ -129,13 +142,14 @@ class Serving(Function):
         if not keeps(op) or isinstance(attributes, Experts):
             return Function.invoke(self, op, operands)
         assert isinstance(attributes, Block) and self.file is not None
-        name = attributes.path.rsplit(".", 1)[-1]
+        name = last_part(attributes.path)
+        self.applied[name] += 1
+        cache = f'cache.at("{name}")' if self.applied[name] == 1 else f'cache.at("{name}", {self.applied[name]})'
         function = self.file.of_region(op.regions[0], op)
-        return call(function, (f"self.{name}", *map(str, operands), *self.captured(op), f'cache.at("{name}")'))
+        return call(function, (self.module(attributes.path), *map(str, operands), *self.captured(op), cache))
 
     def captured(self, op: Op) -> tuple[str, ...]:
-        values = (value for value in captures(op) if value.name != "documents")
-        return tuple(dict.fromkeys(str(self.take(value)) for value in values))
+        return tuple(text for text in Function.captured(self, op) if text != "None")
 
     def targets(self, op: Op) -> str:
         if isinstance(op.attributes, Block) and keeps(op):
@@ -144,9 +158,6 @@ class Serving(Function):
                 self.bind(v, suffixed(v.name or op.attributes.path.rsplit(".", 1)[-1], v.type)) for v in kept
             )
         return Function.targets(self, op)
-
-    def loop_head(self, item: str, name: str) -> str:
-        return f"for i, {item} in enumerate(self.{name}):"
 
     def enter_loop(self, op: Op) -> tuple[str, ...]:
         carried = []
@@ -161,15 +172,19 @@ class Serving(Function):
     def repeat(self, op: Op) -> None:
         attributes = op.attributes
         assert isinstance(attributes, Repeat) and self.file is not None
-        if not keeps(op):
-            Function.repeat(self, op)
-            return
         carried = self.enter_loop(op)
         name = attributes.path.rsplit(".", 1)[-1]
-        item = name[:-1] if name.endswith("s") and len(name) > 2 else f"{name}_item"
+        item = singular(name)
         captured = self.captured(op)
+        if not keeps(op):
+            self.write(f"for {item} in self.{name}:", op.span)
+            outer, self.indent = self.indent, f"{self.indent}    "
+            targets = ", ".join((*carried, *("_" for _ in attributes.losses)))
+            self.assign(targets, call(item, (*carried, *captured)), op.span)
+            self.indent = outer
+            return
         functions = [self.file.of_region(region, op) for region in op.regions]
-        self.write(self.loop_head(item, name), op.span)
+        self.write(f"for i, {item} in enumerate(self.{name}):", op.span)
         outer, self.indent = self.indent, f"{self.indent}    "
         arguments = (item, *carried, *captured, f'cache.at("{name}", i)')
         for n, (region, function) in enumerate(zip(op.regions, functions, strict=True)):
@@ -185,11 +200,11 @@ class Serving(Function):
 
 
 def live(region: Region, wanted: tuple[Value, ...]) -> list[Op]:
-    """The operations of a region that `wanted` depends on, and those that keep something."""
+    """The operations of a region that `wanted` depends on: heads that only training has use for are left out."""
     needed = set(wanted)
     kept: list[Op] = []
     for op in reversed(region.ops):
-        if keeps(op) or needed & set(op.results):
+        if needed & set(op.results):
             needed |= {*op.operands, *captures(op)}
             kept.append(op)
     return kept[::-1]
@@ -208,13 +223,12 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     names = Names(graph)
     file = ServeFile(names, classes)
     span = graph.span
-    function = Serving(names, own_modules(graph.body), span, serving=True, indent="    ", file=file)
+    function = Serving(names, "", span, serving=True, indent="    ", file=file)
     parameters = ["self: Model"]
     given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
     parameters += [f"{function.bind(value, suffixed(name, value.type))}: Tensor" for name, value in given]
     wanted = graph.body.results[:1]
-    last = max((i for i, op in enumerate(graph.body.ops) if keeps(op)), default=None)
-    function.part(graph.body, wanted, last)
+    function.part(graph.body, wanted, newest_only=True)
     logits = function.take(wanted[0])
     tokens = suffixed(given[0][0], given[0][1].type)
     names.use("dskc.runtime.serve.cache", "Cache")

@@ -56,7 +56,7 @@ class Concat(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Expand(Operation):
-    """One more axis before the last, along which all is the same: a key that all heads share, [B, S, E] to [B, S, H, E]."""
+    """One more axis before the last, along which all is the same: a key that heads share, [B, S, E] to [B, S, H, E]."""
 
     axis: Axis
 
@@ -102,7 +102,7 @@ class Gather(Operation):
 
 
 def concatenated(site: Site, name: str) -> Value:
-    """A tensor argument; a list of tensors is joined along the last axis first, parts without heads going to each head."""
+    """A tensor argument. A list of tensors is joined along the last axis first; parts without heads go to each head."""
     value = site[name]
     if not isinstance(value, tuple):
         return site.tensor(name)
@@ -143,7 +143,7 @@ PRIMITIVES = (
             (Parameter("x", Kind.TENSOR), Parameter("by", Kind.INT)),
             "What stands `by` places further along the second axis; zero past the end.",
         ),
-        lambda site: site.add(Shift(int(site["by"])), site.tensor("x")),
+        lambda site: site.add(Shift(int(site.number("by"))), site.tensor("x")),
     ),
     Primitive(
         Signature(

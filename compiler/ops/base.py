@@ -6,6 +6,7 @@ is a file here (listed in `primitives.py`), its function of the same name in `ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -48,10 +49,7 @@ class Operation(Attributes):
     invariant: ClassVar[bool] = False  # depends on no activation: `canonicalize` moves it out of repeats and blocks
     result_names: ClassVar[tuple[str, ...]] = ()  # what results are called where the spec does not name them
     reference: ClassVar[str | None] = None  # its function in runtime/reference, where the name differs from `kind`
-
-    def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
-        """Result types, or ShapeError."""
-        raise NotImplementedError(type(self).__name__)
+    infer: ClassVar[Callable[..., tuple[TensorType, ...]]]  # from operands' types to results', or ShapeError
 
     def verify(self, op: Op) -> None:
         """An assertion on what must hold between passes."""

@@ -152,7 +152,7 @@ def _activation(name: str, doc: str) -> Primitive:
 
 
 def _probability(site: Site, name: str) -> float:
-    p = float(site[name])
+    p = float(site.number(name))
     if not 0.0 <= p < 1.0:
         raise ShapeError(f"`{name}` is a probability: from 0 to under 1, not {p:g}", name, code="DSK0131")
     return p
@@ -180,7 +180,7 @@ PRIMITIVES = (
             (Parameter("x", Kind.TENSOR), Parameter("cap", Kind.FLOAT)),
             "cap * tanh(x / cap) (arXiv:2408.00118).",
         ),
-        lambda site: site.add(Softcap(float(site["cap"])), site.tensor("x")),
+        lambda site: site.add(Softcap(float(site.number("cap"))), site.tensor("x")),
     ),
     Primitive(
         Signature(

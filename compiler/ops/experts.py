@@ -51,12 +51,16 @@ def _experts(site: Site) -> Value:
     if chosen.type.dtype is not DType.INT64:
         raise ShapeError(f"choices are integers, not {chosen.type}", "chosen")
     inner = Builder(site.path, site.builder)
+    if site.owner is not None:
+        inner.home = site.owner.home
     size = x.type.elements / x.type.axes[-1].size * chosen.type.axes[-1].size
     rows = Value(TensorType((Axis("R", size), x.type.axes[-1]), x.type.dtype), "x")
     inner.stack = count.axis
     inner.offsets = Value(TensorType((count.axis,), DType.INT64), "offsets")
     assert site.expand is not None
     (y,) = site.expand(block, (rows,), inner, site.path)
+    if inner.owns and site.owner is None:
+        site.builder.take(site.path, site.span)
     attributes = Experts(site.path, count.axis, block.name, block.doc)
     result = Value(x.type, site.name)
     region = inner.region((rows, inner.offsets), (y,))

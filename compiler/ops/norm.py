@@ -52,7 +52,7 @@ class LayerNorm(Operation):
 
 def _rms_norm(site: Site) -> Value:
     x = site.tensor("x")
-    eps, offset = float(site["eps"]), float(site["offset"])
+    eps, offset = float(site.number("eps")), float(site.number("offset"))
     options = {"eps": eps, "offset": offset} if offset else {"eps": eps}
     weight = Weight("weight", ((x.type.axes[-1],),), "ones" if not offset else "zeros")
     return site.add(RmsNorm(eps, offset), x, *site.weights("RMSNorm", weight, **options))
@@ -60,7 +60,7 @@ def _rms_norm(site: Site) -> Value:
 
 def _layer_norm(site: Site) -> Value:
     x = site.tensor("x")
-    eps, bias = float(site["eps"]), bool(site["bias"])
+    eps, bias = float(site.number("eps")), bool(site["bias"])
     weights = [Weight("weight", ((x.type.axes[-1],),), "ones")]
     if bias:
         weights.append(Weight("bias", ((x.type.axes[-1],),), "zeros"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
-from ..signature import REQUIRED, Kind, Parameter, Record, Signature
+from ..signature import REQUIRED, Default, Kind, Parameter, Record, Signature
 from ..values import Size
 from .base import Operation, Saved, ShapeError
 
@@ -75,8 +75,8 @@ class Rope(Operation):
 _SCALING_CLASSES = {"linear": "LinearScaling", "llama3": "Llama3Scaling", "yarn": "YarnScaling"}
 
 
-def _number(name: str, default: float | type | None = REQUIRED, doc: str = "") -> Parameter:
-    return Parameter(name, Kind.FLOAT, default, doc=doc)  # type: ignore[arg-type]
+def _number(name: str, default: Default = REQUIRED, doc: str = "") -> Parameter:
+    return Parameter(name, Kind.FLOAT, default, doc=doc)
 
 
 _FROM = Parameter("from", Kind.INT, doc="the context the model was first trained on")
@@ -118,7 +118,9 @@ def _rope(site: Site) -> Value:
     add = site.builder.one
     positions = add(Positions(axis), (tokens,), site.span, "position")
     scaling = site["scaling"]
-    cos, sin = site.builder.add(RopeTable(float(site["theta"]), last, scaling), (positions,), site.span)
+    assert scaling is None or isinstance(scaling, Record)
+    table = RopeTable(float(site.number("theta")), last, scaling)
+    cos, sin = site.builder.add(table, (positions,), site.span)
     return site.add(Rope(str(site["pairs"])), x, cos, sin)
 
 

@@ -69,7 +69,7 @@ class Balance(Operation):
 
 
 def _top_k(site: Site) -> Value:
-    score, k = site.tensor("score"), int(site["k"])
+    score, k = site.tensor("score"), int(site.number("k"))
     if k < 1:
         raise ShapeError(f"`k` is at least 1, not {k}", "k", code="DSK0131")
     return site.add(TopK(k), score)

@@ -29,7 +29,7 @@ from ..ops.structure import Block, Constant, Keep, Repeat
 from ..program import ModelSource
 from ..requirements import Requirement
 from ..types import check_type, declared_type
-from ..values import POISON, Expressed, Poison
+from ..values import POISON, BlockValue, Expressed, Poison
 
 MAX_REPEAT = 10_000
 
@@ -292,7 +292,8 @@ class _Expander:
         inner.once = _bound_once(statement.body)
         self._statements(statement.body, inner)
         self._claim(frame, path, statement.name.span)
-        changed = [n for n, v in inner.names.items() if frame.names.get(n) is not v]
+        # A block value stays inside: its weights belong to the group.
+        changed = [n for n, v in inner.names.items() if frame.names.get(n) is not v and not isinstance(v, BlockValue)]
         tensors = [n for n in changed if isinstance(inner.names[n], Value)]
         losses = tuple(sorted(builder.losses))
         values = (*(inner.names[n] for n in tensors), *(builder.losses[n] for n in losses))

@@ -20,7 +20,7 @@ EDITION = 1
 _DEFINES = re.compile(r"^(?:block|checkpoint|model|train|plan|serve)\s+([a-z_]\w*)", re.MULTILINE)
 
 
-def resolve(source: Source, path: Path, problems: Diagnostics, settings: tuple[str, ...] = ()) -> Program | None:
+def resolve(source: Source, path: Path, problems: Diagnostics, settings: tuple[str, ...] = ()) -> Program:
     """The program that `source` (read from `path`) spells, with each of `settings` (`dims.D=512`) laid over it."""
     return _Resolver(problems).program(source, path, settings)
 
@@ -32,7 +32,7 @@ class _Resolver:
         self.loading: list[Path] = []
         self.sources: list[Source] = []
 
-    def program(self, source: Source, path: Path, settings: tuple[str, ...]) -> Program | None:
+    def program(self, source: Source, path: Path, settings: tuple[str, ...]) -> Program:
         scope, tree = self._load(source, path.resolve(), library=False)
         program = Program(source, scope, sources=self.sources)
         for item in tree.items:

@@ -39,7 +39,7 @@ def choose(
     order += [(microbatch, n) for microbatch in reversed(microbatches) if microbatch >= least for n in layers]
     order += [(microbatch, n) for microbatch in microbatches if microbatch < least for n in layers]
     for microbatch, recompute in order:
-        found = _fit(ledger, precision, microbatch, recompute)
+        found = _fit(ledger, recipe, precision, microbatch, recompute)
         if total(found.rows) <= available:
             return found
     return None
@@ -48,7 +48,9 @@ def choose(
 def smallest(ledger: Ledger, recipe: Recipe, precision: Precision, plan: Plan, device_type: str) -> Fit:
     """The choice that needs the least memory: what a refusal shows."""
     recompute = ledger.layers if plan.recompute == "auto" else int(plan.recompute)
-    return _fit(ledger, precision, candidates(recipe, plan, device_type)[-1], recompute)
+    # Not always one sequence: if that is more than one forward pass, gradients are there all the time.
+    every = [_fit(ledger, recipe, precision, each, recompute) for each in candidates(recipe, plan, device_type)]
+    return min(every, key=lambda fit: total(fit.rows))
 
 
 def candidates(recipe: Recipe, plan: Plan, device_type: str) -> list[int]:
@@ -76,8 +78,9 @@ def refusal(fit: Fit, available: int, where: str, others: list[str]) -> Problem:
     )
 
 
-def _fit(ledger: Ledger, precision: Precision, microbatch: int, recompute: int) -> Fit:
-    return Fit(microbatch, recompute, tuple(rows(ledger, precision, microbatch, recompute)))
+def _fit(ledger: Ledger, recipe: Recipe, precision: Precision, microbatch: int, recompute: int) -> Fit:
+    accumulated = microbatch < recipe.sequences
+    return Fit(microbatch, recompute, tuple(rows(ledger, precision, microbatch, recompute, accumulated)))
 
 
 def _divisors(number: int) -> list[int]:

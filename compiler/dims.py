@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Mark
-from dskc.dsl.dims import Dim
+from dskc.dsl.dims import Dim, DimSizeError
 from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
@@ -75,7 +77,7 @@ def _settle(name: str, entry: s.Setting, frame: Frame, evaluator: Evaluator) -> 
         if number is None:
             frame.report("DSK0113", "a dim is a size", entry.value.span, f"this is {describe(value)}")
         else:
-            size = Dim.of(number)
+            size = _sized(number, entry.value.span, frame)
     if size is None:
         frame.dims[name] = Axis(name, Dim.of(name))
         frame.shared.sizes[name] = 1
@@ -89,6 +91,14 @@ def _settle(name: str, entry: s.Setting, frame: Frame, evaluator: Evaluator) -> 
     return DimInfo(name, size, frame.size_value(size), entry.doc, entry.key.span)
 
 
+def _sized(number: Fraction, span: Span, frame: Frame) -> Dim | None:
+    try:
+        return Dim.of(number)
+    except DimSizeError as error:
+        frame.report("DSK0131", str(error), span)
+        return None
+
+
 def _check_whole(name: str, size: Dim, span: Span, frame: Frame) -> None:
     try:
         value = size.evaluate(frame.shared.sizes)
@@ -96,6 +106,9 @@ def _check_whole(name: str, size: Dim, span: Span, frame: Frame) -> None:
         return  # a dim of the data
     except ZeroDivisionError:
         frame.report("DSK0115", "this divides by zero", span)
+        return
+    except DimSizeError as error:
+        frame.report("DSK0131", str(error), span)
         return
     if value.denominator != 1:
         parts = [f"{n} = {show_number(frame.shared.sizes[n])}" for n in sorted(size.symbols())]

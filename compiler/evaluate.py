@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
 from dskc.dsl import syntax as s
-from dskc.dsl.dims import Dim, ceil, floor, maximum, minimum
+from dskc.dsl.dims import Dim, DimSizeError, ceil, floor, maximum, minimum
 from dskc.dsl.numbers import show_number
 from dskc.dsl.suggest import did_you_mean
 
@@ -143,6 +143,10 @@ class Evaluator:
         if not isinstance(value, Size):
             frame.report("DSK0113", "an axis is a dim", node.span, f"this is {describe(value)}")
             return None
+        if value.dim.is_constant and (value.dim.constant < 1 or value.dim.constant.denominator != 1):
+            title = f"a size is a whole number from 1, not {show_number(value.dim.constant)}"
+            frame.report("DSK0208", title, node.span)
+            return None
         if isinstance(node, s.Name) and value.axis.size.is_constant:
             return Axis(node.text, value.axis.size)
         return value.axis if isinstance(node, s.Name) else Axis(_axis_name(node), value.axis.size)
@@ -179,6 +183,8 @@ class Evaluator:
             frame.report(error.code, str(error), node.span)
         except ZeroDivisionError:
             frame.report("DSK0115", "this divides by zero", node.right.span)
+        except DimSizeError as error:
+            frame.report("DSK0131", str(error), node.span)
         return POISON
 
     def _combine(self, node: s.Binary, left: Expressed, right: Expressed, frame: Frame) -> Expressed:
@@ -191,9 +197,9 @@ class Evaluator:
         elif isinstance(left, Value) or isinstance(right, Value):
             return self._tensors(node, left, right, frame)
         elif isinstance(left, Fraction) and isinstance(right, Fraction):
-            return _arithmetic(operator, left, right)
+            return Dim.of(_arithmetic(operator, left, right)).constant  # which refuses what grows too long
         elif isinstance(left, Size | Fraction) and isinstance(right, Size | Fraction):
-            return Size(Axis(_axis_name(node), _arithmetic(operator, _dim_of(left), _dim_of(right))))
+            return Size(Axis(_axis_name(node), _arithmetic(operator, dim_of(left), dim_of(right))))
         frame.report(
             "DSK0114",
             f"`{operator}` does not go between {describe(left)} and {describe(right)}",
@@ -223,7 +229,7 @@ class Evaluator:
         if isinstance(value, Size):
             try:
                 return float(value.dim.evaluate(frame.shared.sizes))
-            except (KeyError, ZeroDivisionError):
+            except (KeyError, ZeroDivisionError, DimSizeError):
                 return None
         return None
 
@@ -252,7 +258,7 @@ class Evaluator:
         if isinstance(value, Size):
             try:
                 return value.dim.evaluate(frame.shared.sizes)
-            except (KeyError, ZeroDivisionError):
+            except (KeyError, ZeroDivisionError, DimSizeError):
                 return None
         return None
 
@@ -267,12 +273,15 @@ class Evaluator:
             return False
         if isinstance(value, Size | BlockValue | Mask | Record):
             return True
+        if isinstance(value, Value) and isinstance(node, s.Path) and node.text in frame.optional:
+            return True
         hint = "compare it, as in `n > 0`" if isinstance(value, Fraction) else "there is no control flow over data"
         frame.report("DSK0117", f"a condition is true or false, not {describe(value)}", node.span, hint)
         return None
 
 
-def _dim_of(value: Size | Fraction) -> Dim:
+def dim_of(value: Size | Fraction) -> Dim:
+    """A size, or a number as one."""
     return value.dim if isinstance(value, Size) else Dim.of(value)
 
 
@@ -330,6 +339,3 @@ def describe(value: Expressed) -> str:
         case ArrowValue():
             return "axes"
     return "a definition"
-
-
-__all__ = ["Evaluator", "FUNCTIONS", "describe"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
-from dskc.dsl.dims import Dim
+from dskc.dsl.dims import Dim, DimSizeError
 from dskc.dsl.source import Span
 
 from .builder import Builder
-from .ir import Axis
+from .ir import Axis, Value
 from .program import Override, Scope
 from .values import Expressed
 
@@ -42,13 +42,25 @@ class Frame:
     call: Span | None = None  # the call that this is the body of
     block: str | None = None
     stack: tuple[str, ...] = ()  # the blocks being expanded, outermost first
+    optional: frozenset[str] = frozenset()  # parameters that are tensors or nothing: `if` asks which
 
     def inside(self, builder: Builder) -> Frame:
         """The same body, adding to another region; what it binds stays its own."""
         return Frame(
             self.shared, self.scope, builder, dict(self.names), dict(self.dims), self.bound_at, self.rest,
-            self.once, self.caller, self.call, self.block, self.stack,
+            self.once, self.caller, self.call, self.block, self.stack, self.optional,
         )  # fmt: skip
+
+    def tensor(self, name: str) -> Value:
+        """A name that is known to stand for a tensor."""
+        value = self.names[name]
+        assert isinstance(value, Value), f"{name}: {value}"
+        return value
+
+    def bind_dim(self, name: str, axis: Axis, span: Span) -> None:
+        """A dim of a block meets its size. Names of tensors end in those of axes, so only a short one is handed on."""
+        self.dims[name] = axis if 1 <= len(axis.name) <= 2 else Axis(name, axis.size)
+        self.bound_at[name] = span
 
     def report(
         self,
@@ -79,7 +91,7 @@ class Frame:
         """What a size is worth, where every dim in it has a value and it comes out whole."""
         try:
             value = size.evaluate(self.shared.sizes)
-        except (KeyError, ZeroDivisionError, ValueError):
+        except (KeyError, ZeroDivisionError, DimSizeError):
             return None
         return int(value) if value.denominator == 1 else None
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dskc.dsl.diagnostics import Diagnostics
+from dskc.dsl.diagnostics import Diagnostic, Diagnostics
+from dskc.dsl.dims import DimSizeError
 from dskc.dsl.source import Source, read_source
 
 from .ir import Graph
@@ -50,12 +51,16 @@ def check(path: Path, settings: tuple[str, ...] = (), source: Source | None = No
 
 
 def _front(model: ModelSource, problems: Diagnostics) -> Graph | None:
-    expanded = expand(model, problems)
-    if expanded is None:
+    try:
+        expanded = expand(model, problems)
+        if expanded is None:
+            return None
+        graph, requirements = expanded
+        verify(graph)
+        return infer(graph, requirements, problems)
+    except DimSizeError as error:  # some product of sizes
+        problems.add(Diagnostic("DSK0131", f"a size of `{model.name.text}` is beyond reason: {error}", model.name.span))
         return None
-    graph, requirements = expanded
-    verify(graph)
-    return infer(graph, requirements, problems)
 
 
 def lower(graph: Graph, after: str | None = None) -> Graph:

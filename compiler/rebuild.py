@@ -62,6 +62,7 @@ class Rebuilder:
                 for value, given in zip(region.arguments, self._given(op, region, operands), strict=True)
             )
             regions.append(self.region(region, arguments))
+        results: tuple[Value, ...]
         if isinstance(op.attributes, Experts):
             results = (Value(operands[0].type, op.result.name),)
         else:

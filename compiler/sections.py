@@ -8,8 +8,10 @@ from __future__ import annotations
 from .signature import DTYPES, REQUIRED, Kind, Parameter, Signature
 
 
-def _key(name: str, kind: Kind, default: object = None, doc: str = "", **more: object) -> Parameter:
-    return Parameter(name, kind, default, doc=doc, **more)  # type: ignore[arg-type]
+def _key(
+    name: str, kind: Kind, doc: str = "", choices: tuple[str, ...] = (), records: tuple[Signature, ...] = ()
+) -> Parameter:
+    return Parameter(name, kind, None, choices, records, doc=doc)
 
 
 _BETAS = Parameter("betas", Kind.NUMBERS, None, doc="decay of the running means")

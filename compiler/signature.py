@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 
 
 class Kind(StrEnum):
@@ -33,7 +34,7 @@ class _Required:
 
 REQUIRED = _Required()
 DTYPES = ("fp32", "bf16", "fp16")
-Default = bool | int | float | str | None | _Required | tuple[float, ...]
+Default = bool | int | float | str | None | _Required
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,17 @@ class Signature:
 
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
+
+    @property
+    def defaults(self) -> dict[str, bool | Fraction | str | None]:
+        """What is taken for parameters that are not given, as the language has values: numbers are exact."""
+        found: dict[str, bool | Fraction | str | None] = {}
+        for p in self.parameters:
+            if isinstance(p.default, bool | str | None):
+                found[p.name] = p.default
+            elif not isinstance(p.default, _Required):
+                found[p.name] = Fraction(str(p.default))
+        return found
 
     def __str__(self) -> str:
         shown = (p.name if p.required else f"{p.name}?" for p in self.parameters)

@@ -57,8 +57,7 @@ def _unify(
     node: s.Expression, axis: Axis, param: s.Param, inner: Frame, outer: Frame, place: Span, evaluator: Evaluator
 ) -> bool:
     if isinstance(node, s.Name) and node.text not in inner.dims:
-        inner.dims[node.text] = axis if len(axis.name) <= 2 and axis.name else Axis(node.text, axis.size)
-        inner.bound_at[node.text] = place
+        inner.bind_dim(node.text, axis, place)
         return True
     wanted = evaluator.axis(node, inner)
     if wanted is None:

@@ -87,6 +87,8 @@ CODES: dict[str, str] = {
     # plans
     "DSK0210": "a mesh does not have as many ranks as the plan has devices",
     "DSK0211": "a plan names an unknown device",
-    "DSK0213": "a batch does not divide into the microbatches of a plan",
     "DSK0212": "a plan shards something that the model does not have",
+    "DSK0213": "a batch does not divide into the microbatches of a plan",
+    # sizes that data decide
+    "DSK0214": "a size that must be known depends on the data",
 }

@@ -14,7 +14,7 @@ from ..ops.structure import Block, Extern, Repeat
 from ..ops.weights import Weights
 from .expression import TORCH_DTYPES
 from .function import Function, Line, suffixed
-from .names import Names, below, body_path, is_below, is_child, last_part
+from .names import Names, below, body_path, find_block, is_below, is_child, last_part
 from .text import WIDTH, Text, camel, fit, number, singular
 
 MODULES = frozenset({"Embed", "GroupedLinear", "LayerNorm", "Linear", "RMSNorm", "SpecModule"})
@@ -123,8 +123,8 @@ class ClassBody:
         function = Function(self.classes.names, body_path(self.op), self.span)
         parameters = ["self"]
         for value in self.region.arguments:
-            parameters.append(f"{function.bind(value)}: Tensor")
-        parameters += capture_parameters(function, free_values(self.region), self.classes)
+            parameters.append(f"{function.bind(value, parameter=True)}: Tensor")
+        parameters += capture_parameters(function, self.region, free_values(self.region), self.classes)
         if isinstance(self.op.attributes, Experts):
             return self.experts_forward(function, parameters)
         function.region(self.region)
@@ -185,7 +185,7 @@ def return_lines(results: list[Text], span: Span) -> list[Line]:
 
 
 def capture_parameters(
-    function: Function, outside: tuple[Value, ...], classes: Classes, imported: bool = False
+    function: Function, region: Region, outside: tuple[Value, ...], classes: Classes, imported: bool = False
 ) -> list[str]:
     """Parameters for what a body sees from outside, which the function learns to call by these names."""
     parameters = []
@@ -193,20 +193,20 @@ def capture_parameters(
         owner = function.names.owners.get(value)
         if owner is None:
             kind = "Tensor | None" if value.name == "documents" else "Tensor"
-            parameters.append(f"{function.bind(value)}: {kind}")
+            parameters.append(f"{function.bind(value, parameter=True)}: {kind}")
         elif not is_below(owner.path, function.path):
             name = function.receive(value)
             if name is not None:
-                parameters.append(f"{name}: {_module_class(function.names, value, classes, imported)}")
+                parameters.append(f"{name}: {_module_class(function.names, value, region, classes, imported)}")
     return parameters
 
 
-def _module_class(names: Names, weight: Value, classes: Classes, imported: bool) -> str:
-    """The class of the module that holds a weight, as the bodies that it is passed to know it."""
+def _module_class(names: Names, weight: Value, region: Region, classes: Classes, imported: bool) -> str:
+    """The class of the module that holds a weight, as the body that it is passed to knows it."""
     path = names.module_path(weight)
     if path == names.owners[weight].path:
         return names.use("dskc.runtime.modules", names.owners[weight].module)
-    made = classes.by_region[id(classes.names.blocks[path].regions[0])]
+    made = classes.by_region[id(find_block(region, path).regions[0])]
     return names.use(".model", made) if imported else made
 
 
@@ -217,9 +217,8 @@ def module_lines(classes: Classes, region: Region, path: str) -> list[Line]:
     """
     lines: list[Line] = []
     seen: set[str] = set()
-    inside = {id(op) for op in region.ops}
-    elsewhere = (op for p, op in classes.names.declared.items() if is_child(p, path) and id(op) not in inside)
-    for op in (*elsewhere, *region.ops):
+    lent = (op for op in classes.names.lent if is_child(str(getattr(op.attributes, "path", "")), path))
+    for op in (*lent, *region.ops):
         attributes = op.attributes
         if not isinstance(attributes, Weights | Block | Experts | Repeat | Extern):
             continue
@@ -228,7 +227,7 @@ def module_lines(classes: Classes, region: Region, path: str) -> list[Line]:
             continue
         name, _, deeper = below(attributes.path, path).partition(".")
         if deeper:
-            op = classes.names.blocks[f"{path}.{name}" if path else name]
+            op = find_block(region, f"{path}.{name}" if path else name)
         if name in seen:
             _register(classes, op)
             continue

@@ -90,9 +90,8 @@ class Call:
         if mask.operator in ("&", "|"):
             parts = [self.mask(operand, documents) for operand in mask.operands]
             present = [p for p in parts if p is not None]
-            if mask.operator == "|":
-                present = parts if all(parts) else []  # anything or everything is everything
-                return " | ".join(p for p in present if p) or None
+            if mask.operator == "|":  # anything or everything is everything
+                return " | ".join(present) if len(present) == len(parts) else None
             spelled = [f"({p})" if " | " in p else p for p in present]
             return " & ".join(spelled) or None
         if mask.operator == "documents":

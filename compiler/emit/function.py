@@ -81,11 +81,11 @@ class Function:
 
     # --- values
 
-    def bind(self, value: Value, name: str | None = None) -> str:
-        """A variable for a value: its own name where no other living value has it."""
+    def bind(self, value: Value, name: str | None = None, parameter: bool = False) -> str:
+        """A variable for a value: its own name where no other living value has it. No two parameters have the same."""
         base = name or suffixed(value.name or "y", value.type)
         chosen, n = base, 2
-        while (holder := self.holders.get(chosen)) is not None and self.left[holder] > 0 and holder is not value:
+        while (holder := self.holders.get(chosen)) is not None and (parameter or self.left[holder] > 0):
             chosen = f"{base}{n}"
             n += 1
         self.holders[chosen] = value

@@ -50,7 +50,7 @@ def _imports(names: Names) -> list[str]:
 
 def module_docstring(graph: Graph) -> list[str]:
     """What the model is, how large, and what its axes are called."""
-    doc = f"{graph.doc or graph.name}  {total_parameters(graph):,} parameters."
+    doc = f"{graph.doc or graph.name + '.'}  {total_parameters(graph):,} parameters."
     lines = docstring(doc, "")
     first = lines[0].removesuffix('"""')
     return [first, *(line for line in lines[1:] if line != '"""'), "", *axes_legend(graph), '"""']
@@ -126,7 +126,7 @@ def _model(graph: Graph, classes: Classes) -> list[Line]:
     function = Function(names, "", span)
     parameters = ["self"]
     for name, value in zip(graph.inputs, graph.body.arguments, strict=True):
-        text = function.bind(value, suffixed(name, value.type))
+        text = function.bind(value, suffixed(name, value.type), parameter=True)
         parameters.append(f"{text}: Tensor | None = None" if name == "documents" else f"{text}: Tensor")
     function.region(graph.body)
     results = [function.take(value) for value in graph.body.results]

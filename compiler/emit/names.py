@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from dskc.dsl.dims import Dim
 
-from ..ir import Axis, Graph, Op, Region, Value
+from ..ir import Axis, Graph, Op, Region, Value, walk
 from ..ops.experts import Experts
 from ..ops.structure import Block, Repeat
 from ..ops.weights import Weights
@@ -21,9 +21,8 @@ class Names:
     casts: bool = False  # to the dtype of activations, since this was last set
     used_dims: set[str] = field(default_factory=set)
     owners: dict[Value, Weights] = field(default_factory=dict)  # which module a weight belongs to,
-    homes: dict[Value, str] = field(default_factory=dict)  # the path of the body that it is declared in,
-    declared: dict[str, Op] = field(default_factory=dict)  # and its declaration by path
-    blocks: dict[str, Op] = field(default_factory=dict)  # by path; of a block value, where it is first applied
+    homes: dict[Value, str] = field(default_factory=dict)  # and the path of the body that it is declared in
+    lent: list[Op] = field(default_factory=list)  # what block values own: declared around the block
 
     def __post_init__(self) -> None:
         self._collect(self.graph.body, "")
@@ -32,11 +31,10 @@ class Names:
         for op in region.ops:
             attributes = op.attributes
             if isinstance(attributes, Weights):
-                self.declared[attributes.path] = op
                 self.owners.update((value, attributes) for value in op.results)
                 self.homes.update((value, path) for value in op.results)
-            elif isinstance(attributes, Block | Experts):
-                self.blocks.setdefault(attributes.path, op)
+                if not is_child(attributes.path, path):
+                    self.lent.append(op)
             for inner in op.regions:
                 self._collect(inner, body_path(op))
 
@@ -108,6 +106,13 @@ def body_path(op: Op) -> str:
     """The path of an operation's bodies: that of what they hold begins with it."""
     path = str(getattr(op.attributes, "path", ""))
     return f"{path}.*" if isinstance(op.attributes, Repeat) else path
+
+
+def find_block(region: Region, path: str) -> Op:
+    """The use, somewhere in a region, of the block whose weights stand at a path."""
+    return next(
+        op for op, _ in walk(region) if isinstance(op.attributes, Block | Experts) and op.attributes.path == path
+    )
 
 
 def is_below(path: str, around: str) -> bool:

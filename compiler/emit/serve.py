@@ -40,8 +40,8 @@ class ServeFile:
         self.names.use(".model", made)
         function = Serving(self.names, body_path(op), op.span, serving=True, indent="    ", file=self)
         parameters = [f"self: {made}"]
-        parameters += [f"{function.bind(value)}: Tensor" for value in region.arguments]
-        parameters += capture_parameters(function, serving_captures(region), self.classes, imported=True)
+        parameters += [f"{function.bind(value, parameter=True)}: Tensor" for value in region.arguments]
+        parameters += capture_parameters(function, region, serving_captures(region), self.classes, imported=True)
         parameters.append("cache: Cache")
         wanted = region.results[: kept_results(op)]
         function.part(region, wanted)
@@ -226,7 +226,8 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     function = Serving(names, "", span, serving=True, indent="    ", file=file)
     parameters = ["self: Model"]
     given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
-    parameters += [f"{function.bind(value, suffixed(name, value.type))}: Tensor" for name, value in given]
+    for name, value in given:
+        parameters.append(f"{function.bind(value, suffixed(name, value.type), parameter=True)}: Tensor")
     wanted = graph.body.results[:1]
     function.part(graph.body, wanted, newest_only=True)
     logits = function.take(wanted[0])

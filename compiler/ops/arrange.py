@@ -22,6 +22,9 @@ class Split(Operation):
 
     into: tuple[Axis, ...]
 
+    def written_sizes(self) -> tuple[Dim, ...]:
+        return tuple(axis.size for axis in self.into)
+
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         total = Dim.of(0)
         for axis in self.into:
@@ -59,6 +62,9 @@ class Expand(Operation):
     """One more axis before the last, along which all is the same: a key that heads share, [B, S, E] to [B, S, H, E]."""
 
     axis: Axis
+
+    def written_sizes(self) -> tuple[Dim, ...]:
+        return (self.axis.size,)
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         return (x.with_axes((*x.axes[:-1], self.axis, x.axes[-1])),)

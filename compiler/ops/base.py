@@ -67,6 +67,10 @@ class Operation(Attributes):
         """What the reference holds for backward."""
         return Saved()
 
+    def written_sizes(self) -> tuple[Dim, ...]:
+        """Sizes that generated code writes down, and so must be known before data comes."""
+        return ()
+
     def emit(self, call: Call) -> Text:
         """The Python expression that computes the results from the operands' texts."""
         raise NotImplementedError(type(self).__name__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dskc.dsl.dims import Dim
+
 from ..builder import Builder
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
@@ -24,6 +26,9 @@ class Experts(Operation):
     count: Axis
     block: str
     doc: str | None = None
+
+    def written_sizes(self) -> tuple[Dim, ...]:
+        return (self.count.size,)
 
     def infer(self, x: TensorType, chosen: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
         return (x,)

@@ -95,17 +95,19 @@ def _linear(site: Site) -> Value:
     axes = _arrow(site, x)
     assert axes.source is not None
     bias = bool(site["bias"])
-    compute = DType(site["compute"]) if site["compute"] else None
+    compute = site["compute"]
+    assert compute is None or isinstance(compute, str)
+    dtype = DType(compute) if compute else None
     weights = [Weight("weight", (axes.target, axes.source))]
     if bias:
         weights.append(Weight("bias", (axes.target,), "zeros"))
-    options = {"bias": True} if bias else {}
-    if compute:
-        options["compute"] = compute
+    options: dict[str, object] = {"bias": True} if bias else {}
+    if dtype:
+        options["compute"] = dtype
     made = site.weights("Linear", *weights, **options)
     offsets = site.builder.offsets
     rest = (offsets,) if offsets is not None else ()
-    op = Linear(axes.source, axes.target, bias, compute, grouped=offsets is not None)
+    op = Linear(axes.source, axes.target, bias, dtype, grouped=offsets is not None)
     return site.add(op, x, *made, *rest)
 
 

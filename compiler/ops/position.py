@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from dskc.dsl.dims import Dim
+
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import REQUIRED, Default, Kind, Parameter, Record, Signature
@@ -42,6 +44,9 @@ class RopeTable(Operation):
     scaling: Record | None = None
     invariant: ClassVar[bool] = True
     result_names: ClassVar[tuple[str, ...]] = ("cos", "sin")
+
+    def written_sizes(self) -> tuple[Dim, ...]:
+        return (self.width.size,)
 
     def infer(self, position: TensorType) -> tuple[TensorType, ...]:
         half = Axis(self.width.name, self.width.size / 2)

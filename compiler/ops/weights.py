@@ -45,6 +45,9 @@ class Weights(Operation):
     options: tuple[tuple[str, object], ...] = ()
     pure: ClassVar[bool] = False
 
+    def written_sizes(self) -> tuple[Dim, ...]:
+        return tuple(axis.size for weight in self.weights for axis in weight.type.axes)
+
     def infer(self, *operands: TensorType) -> tuple[TensorType, ...]:
         return tuple(weight.type for weight in self.weights)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import TypeVar
 
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
@@ -32,6 +33,7 @@ from ..types import check_type, declared_type
 from ..values import POISON, BlockValue, Expressed, Poison
 
 MAX_REPEAT = 10_000
+Bound = TypeVar("Bound", bound=Expressed)
 
 
 def expand(model: ModelSource, problems: Diagnostics) -> tuple[Graph, list[Requirement]] | None:
@@ -296,7 +298,7 @@ class _Expander:
         changed = [n for n, v in inner.names.items() if frame.names.get(n) is not v and not isinstance(v, BlockValue)]
         tensors = [n for n in changed if isinstance(inner.names[n], Value)]
         losses = tuple(sorted(builder.losses))
-        values = (*(inner.names[n] for n in tensors), *(builder.losses[n] for n in losses))
+        values = (*(inner.tensor(n) for n in tensors), *(builder.losses[n] for n in losses))
         region = builder.region((), values)
         made = tuple(Value(v.type, v.name) for v in values)
         frame.builder.ops.append(
@@ -368,7 +370,7 @@ class _Expander:
             variants *= count
         names = tuple(sorted({name for found in losses for name in found}))
         regions = [_with_losses(r, f, names, statement.span) for r, f in zip(regions, losses, strict=True)]
-        before = tuple(frame.names[n] for n in carried)
+        before = tuple(frame.tensor(n) for n in carried)
         made = tuple(Value(v.type, v.name) for v in regions[0].results)
         attributes = Repeat(path, tuple(variants), len(carried), names)
         frame.builder.ops.append(Op(attributes, before, made, _head(statement.span), tuple(regions)))
@@ -386,7 +388,7 @@ class _Expander:
         inner.once = _bound_once(statement.body)
         if statement.index is not None:
             inner.names[statement.index.text] = Fraction(i)
-        arguments = tuple(Value(frame.names[n].type, n) for n in carried)
+        arguments = tuple(Value(frame.tensor(n).type, n) for n in carried)
         inner.names.update(zip(carried, arguments, strict=True))
         self._statements(statement.body, inner)
         results: list[Value] = []
@@ -417,7 +419,7 @@ def _with_losses(region: Region, found: dict[str, Value], names: tuple[str, ...]
     return Region(region.arguments, tuple(ops), (*region.results, *values))
 
 
-def _named(value: Expressed, name: str) -> Expressed:
+def _named(value: Bound, name: str) -> Bound:
     """Gives a fresh tensor its name in the spec. Values are frozen once their graph is built; this builds it."""
     if isinstance(value, Value) and value.name is None:
         object.__setattr__(value, "name", name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics
 from dskc.dsl.dims import Dim
 from dskc.dsl.numbers import show_number
@@ -9,6 +11,7 @@ from dskc.dsl.source import Span
 
 from ..ir import Graph, Op, walk
 from ..ops.attend import Attend
+from ..ops.base import Operation
 from ..ops.position import RopeTable
 from ..ops.routing import TopK
 from ..requirements import Requirement, check_requirements
@@ -18,12 +21,14 @@ def infer(graph: Graph, requirements: list[Requirement], problems: Diagnostics) 
     """Checks all sizes of `graph` with the model's numbers; the graph itself stays symbolic."""
     known = graph.sizes
     reported: set[str] = set()
+    before = len(problems)
     for op, _ in walk(graph.body):
         for value in op.results:
             for axis in value.type.axes:
                 _whole(axis.size, known, op.span, problems, reported)
         _extra(op, known, problems)
-    check_requirements(graph, requirements, problems)
+    if len(problems) == before:
+        check_requirements(graph, requirements, problems)
     return graph
 
 
@@ -42,20 +47,30 @@ def _whole(size: Dim, known: dict[str, int], span: Span, problems: Diagnostics, 
 def _extra(op: Op, known: dict[str, int], problems: Diagnostics) -> None:
     """Rules between sizes that only numbers can settle."""
     attributes = op.attributes
+    assert isinstance(attributes, Operation)
+    for size in attributes.written_sizes():
+        if not size.symbols() <= known.keys():
+            title = f"`{size}` has no value before data comes, and this size must be known"
+            problems.add(Diagnostic("DSK0214", title, op.span))
     if isinstance(attributes, Attend):
         heads, groups = op.operands[0].type.axes[2].size, op.operands[1].type.axes[2].size
-        h, g = heads.evaluate(known), groups.evaluate(known)
-        if h % g:
+        h, g = _value(heads, known), _value(groups, known)
+        if h and g and h % g:
             title = f"{show_number(h)} query heads do not divide over {show_number(g)} key and value heads"
             note = ("help", f"`{heads}` must be a multiple of `{groups}`")
             problems.add(Diagnostic("DSK0209", title, op.span, notes=(note,)))
     elif isinstance(attributes, RopeTable):
-        width = attributes.width.size.evaluate(known)
-        if width % 2:
+        width = _value(attributes.width.size, known)
+        if width and width % 2:
             title = f"`rope` turns pairs, and {show_number(width)} is odd"
             problems.add(Diagnostic("DSK0209", title, op.span))
     elif isinstance(attributes, TopK):
-        among = op.operands[0].type.axes[-1].size
-        if attributes.k > among.evaluate(known):
-            title = f"the best {attributes.k} of {show_number(among.evaluate(known))} cannot be chosen"
+        among = _value(op.operands[0].type.axes[-1].size, known)
+        if among and attributes.k > among:
+            title = f"the best {attributes.k} of {show_number(among)} cannot be chosen"
             problems.add(Diagnostic("DSK0209", title, op.span))
+
+
+def _value(size: Dim, known: dict[str, int]) -> Fraction | None:
+    """What a size is worth; None where it depends on the data."""
+    return size.evaluate(known) if size.symbols() <= known.keys() else None

@@ -15,6 +15,7 @@ from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.experts import Experts
 from ..ops.structure import Block, Extern, Keep, Repeat
+from ..ops.weights import Weights
 from ..parameters import total_parameters
 from ..recipe import TrainRecipe
 
@@ -112,7 +113,7 @@ def _repeat(op: Op, sizes: dict[str, int]) -> RepeatMemory:
         params += count * sum(
             int(inner.attributes.elements.evaluate(sizes)) * times
             for inner, times in walk(region)
-            if inner.kind == "weights"
+            if isinstance(inner.attributes, Weights)
         )
     n = attributes.count
     mean = Saved(*(sum(getattr(s, f) * c for s, c in totals) // n for f in ("compute", "fp32", "bytes")))

@@ -26,6 +26,7 @@ from .legality import check_plan, plan_device
 DEFAULT_TOKENS = 20  # a parameter (arXiv:2203.15556, table 3: compute-optimal training)
 DEFAULT_SEQUENCES = 32
 DEFAULT_LENGTH = 1024
+UNSAID_TOKENS = 100_000_000  # of a recipe that is written down, but says nothing of `tokens`
 
 
 @dataclass(slots=True)
@@ -40,9 +41,9 @@ class Recipes:
 def recipes(program: Program, graphs: dict[str, Graph], problems: Diagnostics) -> Recipes:
     """Every section of a program. `graphs` are the models that could be expanded."""
     reader = _Reader(program, graphs, problems)
-    trains = {name: r for name, section in program.trains.items() if (r := reader.train(section))}
-    plans = {name: r for name, section in program.plans.items() if (r := reader.plan(section, trains))}
-    serves = {name: r for name, section in program.serves.items() if (r := reader.serve(section))}
+    trains = {name: train for name, section in program.trains.items() if (train := reader.train(section))}
+    plans = {name: plan for name, section in program.plans.items() if (plan := reader.plan(section, trains))}
+    serves = {name: serve for name, section in program.serves.items() if (serve := reader.serve(section))}
     return Recipes(trains, plans, serves)
 
 
@@ -51,8 +52,8 @@ def default_train(graph: Graph, parameters: int) -> TrainRecipe:
     record = {r.name: r for r in (*OPTIMIZERS, *SCHEDULES, *INITS)}
 
     def filled(name: str, **given: object) -> Record:
-        pairs = ((p.name, given.get(p.name, _plain(p.default))) for p in record[name].parameters)
-        return Record(name, tuple(pairs))
+        values = {**record[name].defaults, **given}
+        return Record(name, tuple((p.name, values[p.name]) for p in record[name].parameters))
 
     terms = [Term(Fraction(1), "next_token", graph.results[0])]
     terms += [Term(Fraction(1, 100), name) for name in graph.losses]
@@ -80,10 +81,6 @@ def default_train(graph: Graph, parameters: int) -> TrainRecipe:
     )
 
 
-def _plain(value: object) -> object:
-    return Fraction(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
 class _Reader:
     def __init__(self, program: Program, graphs: dict[str, Graph], problems: Diagnostics) -> None:
         self.program = program
@@ -109,18 +106,22 @@ class _Reader:
         objective = self._objective(section, graph) if "objective" in section.settings else base.objective
         if objective is None:
             return None
-        recipe = replace(
-            base, name=section.name, model=graph.name, objective=objective, doc=section.item.doc, default=False,
+        recipe = TrainRecipe(
+            name=section.name,
+            model=graph.name,
+            objective=objective,
+            tokens=_first_int(values, "tokens") or UNSAID_TOKENS,
+            sequences=_first_int(values, "batch.sequences") or base.sequences,
             length=length or base.length,
+            microbatch=_first_int(values, "batch.microbatch"),
             precision=_precision(values, base.precision),
-        )  # fmt: skip
-        numbers = {"tokens": "tokens", "sequences": "batch.sequences", "microbatch": "batch.microbatch",
-                   "save_every": "save.every", "save_keep": "save.keep"}  # fmt: skip
-        given = {field: int(values[key]) for field, key in numbers.items() if isinstance(values.get(key), Fraction)}
-        records = {k: v for k in ("optimizer", "schedule", "init") if isinstance(v := values.get(k), Record)}
-        recipe = replace(recipe, **given, **records)  # type: ignore[arg-type]
-        if "tokens" not in given:
-            recipe = replace(recipe, tokens=100_000_000)
+            optimizer=_record(values, "optimizer") or base.optimizer,
+            schedule=_record(values, "schedule") or base.schedule,
+            init=_record(values, "init") or base.init,
+            save_every=_first_int(values, "save.every") or base.save_every,
+            save_keep=_first_int(values, "save.keep") or base.save_keep,
+            doc=section.item.doc,
+        )
         self._ranges(section, recipe)
         return recipe
 
@@ -141,7 +142,7 @@ class _Reader:
             devices=device[1] if device else 1,
             mesh=mesh,
             shards=shards,
-            schedule=r if isinstance(r := values.get("pipeline.schedule"), Record) else None,
+            schedule=_record(values, "pipeline.schedule"),
             microbatch=_first_int(values, "batch.microbatch", "pipeline.microbatch"),
             memory_limit=_first_int(values, "memory.limit"),
             recompute=str(values.get("memory.recompute") or "auto"),
@@ -156,15 +157,14 @@ class _Reader:
         device = plan_device(section, self.problems)
         if graph is None:
             return None
-        batch = values.get("batch")
         return ServeRecipe(
             name=section.name,
             model=graph.name,
             device=device[0] if device else None,
             weights=str(values.get("precision.weights") or "bf16"),
             compute=str(values.get("precision.compute") or "bf16"),
-            cache=r if isinstance(r := values.get("cache"), Record) else None,
-            batch=int(batch) if isinstance(batch, Fraction) else 1,
+            cache=_record(values, "cache"),
+            batch=_first_int(values, "batch") or 1,
         )
 
     # --- settings
@@ -305,8 +305,8 @@ class _Reader:
                 return self._terms(node.inner, weight, graph, into)
             case s.Binary(operator="+"):
                 return all([self._terms(node.left, weight, graph, into), self._terms(node.right, weight, graph, into)])
-            case s.Binary(operator="*", left=s.Number()):
-                return self._terms(node.right, weight * node.left.value, graph, into)
+            case s.Binary(operator="*", left=s.Number(value=factor)):
+                return self._terms(node.right, weight * factor, graph, into)
             case s.Path() if len(node.parts) == 1 and node.text in graph.losses:
                 into.append(Term(weight, node.text))
                 return True
@@ -351,6 +351,11 @@ def _precision(values: dict[str, Expressed], base: Precision) -> Precision:
 
 def _first_int(values: dict[str, Expressed], *keys: str) -> int | None:
     return next((int(v) for key in keys if isinstance(v := values.get(key), Fraction)), None)
+
+
+def _record(values: dict[str, Expressed], key: str) -> Record | None:
+    value = values.get(key)
+    return value if isinstance(value, Record) else None
 
 
 def _target(placement: s.Placement) -> str:

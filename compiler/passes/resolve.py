@@ -73,9 +73,6 @@ class _Resolver:
         if isinstance(item, s.Edition | s.Use | s.Bad):
             return
         name = item.name.text
-        definition: Definition = item
-        if isinstance(item, s.Block | s.ExternBlock):
-            definition = BlockDefinition(item, scope)
         if name in scope.spans and scope.owners.get(name) is scope:
             self._report(
                 "DSK0102",
@@ -85,7 +82,7 @@ class _Resolver:
                 marks=(Mark(scope.spans[name], "first here"),),
             )
             return
-        scope.names[name] = definition
+        scope.names[name] = BlockDefinition(item, scope) if isinstance(item, s.Block | s.ExternBlock) else item
         scope.owners[name] = scope
         scope.spans[name] = item.name.span
 
@@ -172,6 +169,7 @@ class _Resolver:
         if found is None:
             return None
         base_item, base_scope = found
+        assert isinstance(base_item, s.Model | s.DerivedModel)
         if item.name.text in seen:
             self._report("DSK0106", f"`{item.name.text}` comes from itself", item.base.span)
             return None
@@ -233,7 +231,9 @@ class _Resolver:
             if item.name.text in seen:
                 self._report("DSK0106", f"`{item.name.text}` comes from itself", item.base.span)
                 return None
-            base = self.section(found[0], found[1], (*seen, item.name.text))
+            base_item, base_scope = found
+            assert isinstance(base_item, s.Train | s.Plan | s.Serve)
+            base = self.section(base_item, base_scope, (*seen, item.name.text))
             if base is None:
                 return None
             section = replace(base, item=item, scope=scope, target=target or base.target, device=device or base.device)
@@ -281,7 +281,7 @@ class _Resolver:
     def find(self, name: s.Name, scope: Scope, kinds: tuple[type, ...], what: str) -> tuple[Definition, Scope] | None:
         """The definition that a name stands for, or a diagnostic."""
         found = scope.names.get(name.text)
-        if isinstance(found, kinds):
+        if found is not None and isinstance(found, kinds):
             return found, scope.owners[name.text]
         if found is None and scope.broken:
             return None

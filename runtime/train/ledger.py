@@ -97,8 +97,12 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
         Row("parameters", gradients, f"{params:,} in {precision.params}"),
         Row("gradients", gradients, f"as many in {precision.params}")
         if accumulated
-        else Row("gradients", beyond, f"of {size(gradients)}: the rest comes as activations go"),
-        Row("optimizer states", moments * _width(precision.optimizer), f"{moments:,} in {precision.optimizer}"),
+        else Row("gradients", beyond, f"of {size(gradients)}, which take the place of activations"),
+        Row(
+            "optimizer states",
+            moments * _width(precision.optimizer),
+            f"{ledger.optimizer_moments} a parameter in {precision.optimizer}",
+        ),
     ]
     if ledger.buffers:
         found.append(Row("buffers", ledger.buffers, ""))

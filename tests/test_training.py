@@ -1,0 +1,146 @@
+"""Generated trainers on real text: they learn, a resumed run is the unbroken one bit for bit, and what was trained samples."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dskc.compiler.cli import main
+from tests.compiler.small_models import Small, compiled
+
+TEXT = (Path(__file__).resolve().parent.parent / "docs" / "language.md").read_text(encoding="utf-8")
+MODEL = """dsk 1
+
+use std {{ attention, {inner}, llama }}
+
+model small(tokens: ids[B, S]) -> logits: [B, S, V] {{
+  dims {{ V = 300, D = 32, F = 48, H = 4, E = D / H, X = 4 }}
+  x = embed(tokens, V -> D)
+  repeat 2 layers {{
+    x += attention(rms_norm(x), heads: H, width: E, rope: rope(), mask: {mask}, dropout: {dropout})
+    x += {feed_forward}
+  }}
+  logits = linear(rms_norm(x) as norm, D -> V)
+}}
+
+train tiny of small {{
+  objective next_token(logits){balance}
+  tokens    = 100K
+  batch     {{ sequences = 4, S = 32{microbatch} }}
+  precision {{ params = {params}, compute = {compute}, optimizer = {params} }}
+  optimizer {optimizer}
+  schedule  {schedule}
+  save      {{ every = 2, keep = 2 }}
+}}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():  # type: ignore[no-untyped-def]
+    """Small tensors: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> str:
+    moe = draw(st.booleans())
+    return MODEL.format(
+        inner="moe" if moe else "swiglu",
+        mask=draw(st.sampled_from(["causal", "causal & documents", "causal & window(8)"])),
+        dropout=draw(st.sampled_from(["0", "0.1"])),
+        feed_forward="moe(rms_norm(x), count: X, inner: F, top: 2)" if moe else "swiglu(rms_norm(x), inner: F)",
+        balance=" + 0.01 * balance" if moe else "",
+        microbatch=draw(st.sampled_from(["", ", microbatch = 2"])),
+        params=draw(st.sampled_from(["fp32", "bf16"])),
+        compute=draw(st.sampled_from(["fp32", "bf16"])),
+        optimizer=draw(st.sampled_from(["adamw(lr: 1e-2, decay: 0.1, clip: 1.0)", "lion(lr: 1e-3, decay: 0.1)"])),
+        schedule=draw(
+            st.sampled_from(["cosine(warmup: 1)", "constant(decay: 0.5)", "steps(at: [0.5], factor: [0.3])"])
+        ),
+    )
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [line["step"] for line in found] == list(range(1, len(found) + 1))
+    return [line["loss"] for line in found]
+
+
+def corpus(folder: Path) -> Path:
+    path = folder / "text"
+    path.mkdir()
+    for i, part in enumerate(TEXT.split("\n## ")):
+        (path / f"{i}.md").write_text(part, encoding="utf-8")
+    return path
+
+
+def train(small: Small, *arguments: str) -> None:
+    small.trainer().main([*arguments, "--device", "cpu"])
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(text=specs())
+def test_a_resumed_run_is_the_unbroken_one(text: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small = compiled(text, folder)
+        data = str(corpus(folder))
+        whole, broken = folder / "whole", folder / "broken"
+        train(small, "--data", data, "--steps", "6", "--out", str(whole))
+        train(small, "--data", data, "--steps", "6", "--out", str(broken), "--save-every", "2")
+        cut = sorted((broken / "checkpoints").iterdir())
+        for path in cut[1:]:  # as if it had been killed after an earlier checkpoint
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+        train(small, "--out", str(broken), "--data", data, "--resume", "--steps", "6")
+        assert losses(whole) == losses(broken)
+
+
+def test_it_learns_and_samples(tmp_path: Path) -> None:
+    text = MODEL.format(
+        inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
+        microbatch="", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2, clip: 1.0)", schedule="cosine(warmup: 5)",
+    )  # fmt: skip
+    small = compiled(text, tmp_path)
+    run = tmp_path / "run"
+    code = Path(__file__).resolve().parent.parent / "compiler"
+    train(small, "--data", str(code), "--steps", "150", "--save-every", "1000", "--out", str(run))
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert result["held_out_loss"] < result["unigram_entropy"] - 0.3
+    assert (run / "loss.png").stat().st_size > 1000
+    arguments = ["generate", str(run), "--prompt", "the ", "--max-tokens", "20", "--seed", "3"]
+    first, again = (CliRunner().invoke(main, arguments) for _ in range(2))
+    assert first.exit_code == 0, first.output
+    assert first.output.startswith("the ")
+    assert first.output == again.output
+
+
+def test_a_model_without_a_recipe_says_which_one_it_trains_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = MODEL.format(
+        inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
+        microbatch="", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2)", schedule="cosine()",
+    ).split("\ntrain ")[0]  # fmt: skip
+    small = compiled(text, tmp_path)
+    recipe = small.trainer().RECIPE
+    assert recipe.default
+    assert "train default of small {" in recipe.text
+    # The text that is shown is itself a spec that says the same.
+    again = compiled(f"{text}\n{recipe.text}", tmp_path)
+    said = again.trainer().RECIPE
+    assert (said.tokens, said.sequences, said.length, said.precision) == (
+        recipe.tokens, recipe.sequences, recipe.length, recipe.precision,
+    )  # fmt: skip

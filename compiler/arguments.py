@@ -12,6 +12,7 @@ from dskc.dsl.suggest import did_you_mean
 from .evaluate import Evaluator, describe
 from .frame import Frame
 from .ir import Axis, Value
+from .sections import UNITS
 from .signature import REQUIRED, Kind, Parameter, Record, Signature
 from .values import POISON, ArrowValue, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
 
@@ -165,6 +166,9 @@ class Binder:
         if p.kind is Kind.SIZE and not isinstance(node, s.Path | s.Conditional):
             axis = self.evaluator.axis(node, frame)
             return POISON if axis is None else Size(axis)
+        if isinstance(node, s.Number) and node.kind in ("bytes", "time") and p.name not in UNITS:
+            frame.report("DSK0172", f"`{p.name}` is a plain number", node.span, f"this is in {node.kind}")
+            return POISON
         value = self.evaluator.evaluate(node, frame, None, consumer)
         return value if isinstance(value, Poison) else self.checked(p, value, node, frame)
 

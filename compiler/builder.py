@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dskc.dsl.diagnostics import Diagnostic, DiagnosticError
+from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
 from .ir import Axis, DType, Op, Region, TensorType, Value
 from .ops.base import Operation, ShapeError
 from .ops.weights import Weight, Weights
+from .reserved import module_problem
 
+MAX_OPERATIONS = 20_000
 STACKED = {"Linear": "GroupedLinear"}  # what a module becomes when there is one for every expert
 
 
@@ -20,6 +24,13 @@ class NameTaken(Exception):
         self.first = first
 
 
+class NameReserved(ShapeError):
+    """A name that a module cannot have."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, code="DSK0119")
+
+
 class Builder:
     """One region under construction. `path` is the weight path of the block or repeat whose body this is."""
 
@@ -30,6 +41,7 @@ class Builder:
         self.losses: dict[str, Value] = {}
         self.taken: dict[str, Span] = {}
         self.root: Builder = parent.root if parent else self
+        self.operations = 0  # in all regions, counted by the root
         self.inputs: dict[str, Value] = inputs if inputs is not None else {}
         self.stack: Axis | None = parent.stack if parent else None  # inside experts: how many copies there are,
         self.offsets: Value | None = parent.offsets if parent else None  # and where the rows of each one end
@@ -37,13 +49,24 @@ class Builder:
         self.declared: dict[str, Op] = {}  # and those that stand here for such blocks, each once however often applied
         self.owns = False  # whether there are weights under its path
 
+    def count_operation(self, span: Span) -> None:
+        """Raises DiagnosticError when there are too many: blocks that use others twice grow without end."""
+        self.operations += 1
+        if self.operations > MAX_OPERATIONS:
+            title = f"this model has over {show_number(MAX_OPERATIONS)} operations"
+            help_ = "a `repeat` whose body does not speak of its index is read once, however often it runs"
+            raise DiagnosticError(Diagnostic("DSK0191", title, span, "the last of them", notes=(("help", help_),)))
+
     def join(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
 
     def take(self, path: str, span: Span) -> None:
-        """Claims a weight path in this body; raises NameTaken when it is another's."""
+        """Claims a weight path in this body; raises NameTaken when it is another's, NameReserved when it cannot be."""
         if path in self.taken:
             raise NameTaken(path, self.taken[path])
+        problem = module_problem(path.rsplit(".", 1)[-1])
+        if problem is not None:
+            raise NameReserved(problem)
         self.taken[path] = span
 
     def own(self, path: str) -> None:
@@ -57,6 +80,7 @@ class Builder:
         self, attributes: Operation, operands: tuple[Value, ...], span: Span, name: str | None = None
     ) -> tuple[Value, ...]:
         """Appends an operation; raises ShapeError when the operands do not fit."""
+        self.root.count_operation(span)
         types = attributes.infer(*(value.type for value in operands))
         names = attributes.result_names or (name if len(types) == 1 else None,) * len(types)
         results = tuple(Value(t, n) for t, n in zip(types, names, strict=True))

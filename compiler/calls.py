@@ -12,12 +12,12 @@ from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
 
 from .arguments import Binder, block_signature
-from .builder import Builder, NameTaken
+from .builder import Builder, NameReserved, NameTaken
 from .evaluate import FUNCTIONS, Evaluator, describe, dim_of
 from .frame import Frame
-from .ir import Axis, Op, Value
+from .ir import Axis, Op, Region, Value
 from .ops.base import ZERO, ShapeError
-from .ops.structure import Block, Extern
+from .ops.structure import Block, Extern, Repeat
 from .passes.resolve import library_index
 from .primitive import Primitive, Site
 from .primitives import PRIMITIVES
@@ -26,6 +26,7 @@ from .types import bind_type, check_type, declared_type
 from .values import POISON, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
 
 RunBody = Callable[[s.Body, Frame], "tuple[Expressed, ...] | None"]
+MAX_BLOCKS = 100  # that use one another
 _WINDOW = Signature("window", (Parameter("size", Kind.INT),))
 
 
@@ -207,6 +208,8 @@ class Calls:
                 return callee.build(site)
             path = owner.path if owner and owner.path else frame.builder.join(name)
             return self._block(callee, signature, values, spans, span, frame, path, owner)
+        except NameReserved as error:
+            frame.report(error.code, f"the weights of `{signature.name}` cannot be called so", span, str(error))
         except ShapeError as error:
             place = spans.get(error.argument or "", span)
             title = f"`{signature.name}`: {error}"
@@ -254,8 +257,11 @@ class Calls:
             return POISON
         losses = tuple(sorted(builder.losses))
         region = builder.region(arguments, (*results, *(builder.losses[name] for name in losses)))
-        if builder.owns:
+        if builder.owns or path not in frame.builder.taken:
             _claim(path, span, frame, owner)
+        elif owner is None:  # without weights its name is nobody's concern, but it needs one
+            region, path = _apart(region, path, frame.builder)
+            frame.builder.take(path, span)
         attributes = Block(path, signature.name, len(results), losses, definition.syntax.doc)
         made = tuple(Value(v.type) for v in region.results)
         frame.builder.ops.append(Op(attributes, outer, made, span, (region,)))
@@ -302,6 +308,9 @@ class Calls:
         if block.name.text in frame.stack:
             chain = " -> ".join([*frame.stack[frame.stack.index(block.name.text) :], block.name.text])
             frame.report("DSK0121", f"`{block.name.text}` uses itself", span, chain)
+            return None
+        if len(frame.stack) >= MAX_BLOCKS:
+            frame.report("DSK0005", f"blocks are nested over {MAX_BLOCKS} deep", span, f"{frame.stack[0]} -> ... here")
             return None
         missing = [p for p in signature.parameters if p.required and p.name not in values]
         if missing:
@@ -414,6 +423,25 @@ class Calls:
 
 def _shape(value: Value) -> str:
     return f"[{', '.join(str(a.size) for a in value.type.axes)}]"
+
+
+def _apart(region: Region, path: str, builder: Builder) -> tuple[Region, str]:
+    """A region without weights under a path that nothing else has: `scale2`."""
+    fresh, n = f"{path}2", 2
+    while fresh in builder.taken:
+        n += 1
+        fresh = f"{path}{n}"
+
+    def moved(inner: Region) -> Region:
+        return Region(inner.arguments, tuple(map(op, inner.ops)), inner.results)
+
+    def op(one: Op) -> Op:
+        attributes = one.attributes
+        if isinstance(attributes, Block | Repeat) and attributes.path.startswith(f"{path}."):
+            attributes = replace(attributes, path=fresh + attributes.path[len(path) :])
+        return Op(attributes, one.operands, one.results, one.span, tuple(map(moved, one.regions)))
+
+    return moved(region), fresh
 
 
 def _claim(path: str, span: Span, frame: Frame, owner: BlockValue | None) -> None:

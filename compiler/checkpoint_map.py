@@ -37,6 +37,22 @@ def checkpoint_rules(model: ModelSource, graph: Graph, problems: Diagnostics) ->
     return rules
 
 
+def check_maps(model: ModelSource, problems: Diagnostics) -> None:
+    """Reports names after `weights` that are no checkpoint maps: all that can be said of a model without a graph."""
+    for name in model.weights:
+        assert model.weights_scope is not None
+        if not isinstance(model.weights_scope.names.get(name.text), s.Checkpoint):
+            _no_map(name, model.weights_scope, problems)
+
+
+def _no_map(name: s.Name, scope: Scope, problems: Diagnostics) -> None:
+    if scope.broken:
+        return
+    near = did_you_mean(name.text, [n for n, d in scope.names.items() if isinstance(d, s.Checkpoint)])
+    label = f"did you mean `{near}`?" if near else "name a `checkpoint` of this file, or import one"
+    problems.add(Diagnostic("DSK0101", f"no checkpoint map is called `{name.text}`", name.span, label))
+
+
 def _tensors(value: str | int | Json) -> list[str]:
     if not isinstance(value, dict):
         return []
@@ -52,12 +68,7 @@ class _Reader:
     def rules(self, name: s.Name, scope: Scope, seen: tuple[str, ...] = ()) -> list[Json]:
         item = scope.names.get(name.text)
         if not isinstance(item, s.Checkpoint) or name.text in seen:
-            if not scope.broken:
-                maps = [n for n, d in scope.names.items() if isinstance(d, s.Checkpoint)]
-                near = did_you_mean(name.text, maps)
-                label = f"did you mean `{near}`?" if near else "name a `checkpoint` of this file, or import one"
-                title = f"no checkpoint map is called `{name.text}`"
-                self.problems.add(Diagnostic("DSK0101", title, name.span, label))
+            _no_map(name, scope, self.problems)
             return []
         owner = scope.owners[name.text]
         found: dict[str, Json] = {}

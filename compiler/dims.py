@@ -14,6 +14,7 @@ from .evaluate import Evaluator, describe
 from .frame import Frame
 from .ir import Axis, DimInfo
 from .program import ModelSource
+from .reserved import dim_problem
 from .values import Poison, Size
 
 
@@ -56,11 +57,14 @@ def _entries(model: ModelSource, frame: Frame) -> dict[str, s.Setting]:
             continue
         for entry in statement.section.entries:
             if isinstance(entry, s.Bad):
+                frame.shared.unread_dims = frame.shared.failed = True
                 continue
             name = entry.key.text
             if not isinstance(entry, s.Setting) or entry.bare or not entry.key.parts[0].is_dim:
                 label = "dims start with a capital" if isinstance(entry, s.Setting) else "write `D = 4096`"
                 frame.report("DSK0151", f"`{name}` is no dim", entry.key.span, label)
+            elif problem := dim_problem(name):
+                frame.report("DSK0119", f"a dim cannot be called `{name}`", entry.key.span, problem)
             elif name in entries:
                 marks = (Mark(entries[name].key.span, "first here"),)
                 frame.report("DSK0108", f"`{name}` is said twice", entry.key.span, "again here", marks)

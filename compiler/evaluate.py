@@ -31,6 +31,7 @@ _COMPARE: dict[str, Callable[[Fraction, Fraction], bool]] = {
     ">=": lambda a, b: a >= b,
 }
 FUNCTIONS: dict[str, Callable[..., Dim]] = {"floor": floor, "ceil": ceil, "min": minimum, "max": maximum}
+NO_NUMBERS = ("nan", "inf", "infinity")
 MASK_WORDS = ("causal", "documents")
 CallHandler = Callable[[s.Call, Frame, str | None, str | None], Expressed]
 Exact = TypeVar("Exact", Fraction, Dim)
@@ -48,6 +49,9 @@ class Evaluator:
         """The value of an expression; `hint` and `consumer` name a weighted call's weights (see `calls.py`)."""
         match node:
             case s.Number():
+                if node.kind == s.UNREAD:
+                    frame.shared.failed = True
+                    return POISON
                 return node.value
             case s.String():
                 return node.value
@@ -85,7 +89,8 @@ class Evaluator:
         if node.text in frame.dims:
             axis = frame.dims[node.text]
             return None if axis is None else Size(axis)
-        self._unknown(node.text, node.span, frame, "dim", list(frame.dims))
+        if not frame.shared.unread_dims:
+            self._unknown(node.text, node.span, frame, "dim", list(frame.dims))
         return POISON
 
     def _path(self, node: s.Path, frame: Frame) -> Expressed:
@@ -105,7 +110,9 @@ class Evaluator:
     def _unknown(self, name: str, span: Span, frame: Frame, what: str, candidates: list[str]) -> None:
         near = did_you_mean(name, candidates)
         label = f"did you mean `{near}`?" if near else ""
-        if not near and what == "value":
+        if name.lower() in NO_NUMBERS:
+            label = "a number is written in digits, such as `3e-4`"
+        elif not near and what == "value":
             label = "nothing of this name has been bound before this line"
         frame.report("DSK0101", f"no {what} is called `{name}`", span, label)
 

@@ -24,6 +24,8 @@ class Shared:
     used: set[int] = field(default_factory=set)  # indices of overrides that met something
     seen_paths: dict[str, list[str]] = field(default_factory=dict)  # calls and repeats by path, with what they take
     dim_spans: dict[str, Span] = field(default_factory=dict)
+    unread_dims: bool = False  # some dims could not be read: an unknown one may only be one of those
+    failed: bool = False  # something was reported, or had been before
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class Frame:
         notes: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """Reports a problem. One inside the library is shown at the call that led there, and says where it arose."""
+        self.shared.failed = True
         frame: Frame | None = self
         inner = span
         while frame is not None and frame.scope.library and frame.call is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dskc.dsl.diagnostics import Diagnostic, Diagnostics
+from dskc.dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics
 from dskc.dsl.dims import DimSizeError
 from dskc.dsl.source import Source, read_source
 
@@ -60,7 +60,11 @@ def _front(model: ModelSource, problems: Diagnostics) -> Graph | None:
         return infer(graph, requirements, problems)
     except DimSizeError as error:  # some product of sizes
         problems.add(Diagnostic("DSK0131", f"a size of `{model.name.text}` is beyond reason: {error}", model.name.span))
-        return None
+    except DiagnosticError as error:
+        problems.extend(error.diagnostics)
+    except RecursionError:
+        problems.add(Diagnostic("DSK0005", f"`{model.name.text}` is nested too deep to be compiled", model.name.span))
+    return None
 
 
 def lower(graph: Graph, after: str | None = None) -> Graph:

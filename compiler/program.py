@@ -21,7 +21,7 @@ class Scope:
     names: dict[str, Definition] = field(default_factory=dict)
     owners: dict[str, Scope] = field(default_factory=dict)  # the scope that a name's definition stands in
     spans: dict[str, Span] = field(default_factory=dict)
-    broken: bool = False  # some statement could not be read: missing names may only be unread ones
+    broken: bool = False  # some item could not be read: missing names may only be unread ones
 
     def blocks(self) -> list[str]:
         return [name for name, item in self.names.items() if isinstance(item, BlockDefinition)]

@@ -10,16 +10,18 @@ from dskc.dsl.diagnostics import DiagnosticError, Diagnostics
 
 def read_all(path: Path, settings: tuple[str, ...] = ()) -> Diagnostics:
     """Every problem of the spec at `path`, including those that keep it from being read."""
-    from .checkpoint_map import checkpoint_rules
+    from .checkpoint_map import check_maps, checkpoint_rules
     from .pipeline import check
 
     try:
         compiled = check(path, settings)
     except DiagnosticError as error:
         return Diagnostics(error.diagnostics)
-    for name, graph in compiled.graphs.items():
-        if name in compiled.program.models:
-            checkpoint_rules(compiled.program.models[name], graph, compiled.problems)
+    for name, model in compiled.program.models.items():
+        if name in compiled.graphs:
+            checkpoint_rules(model, compiled.graphs[name], compiled.problems)
+        else:
+            check_maps(model, compiled.problems)
     return compiled.problems
 
 

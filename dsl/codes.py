@@ -8,7 +8,7 @@ CODES: dict[str, str] = {
     "DSK0002": "a spec does not say its edition, or says one that this compiler does not know",
     "DSK0003": "a bracket or brace is never closed",
     "DSK0004": "a number cannot be read",
-    "DSK0005": "brackets and braces are nested too deep",
+    "DSK0005": "something is nested too deep",
     # files
     "DSK0010": "a file does not exist",
     "DSK0011": "a file cannot be read",
@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "DSK0116": "a condition depends on a dim of the data",
     "DSK0117": "a condition is not true or false",
     "DSK0118": "something that is not a block is called",
+    "DSK0119": "a name is one of Python's or PyTorch's",
     # calls
     "DSK0120": "two weights would have the same name",
     "DSK0121": "a block uses itself",
@@ -74,6 +75,7 @@ CODES: dict[str, str] = {
     "DSK0174": "a checkpoint map cannot be read",
     # limits of this compiler
     "DSK0190": "something is not compiled yet",
+    "DSK0191": "a model has too many operations",
     # shapes
     "DSK0201": "shapes do not fit",
     "DSK0202": "a dim is bound to two sizes",

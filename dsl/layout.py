@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from lark import Token
+from .token import Token
 
 ITEM_KEYWORDS = frozenset({"DSK", "USE", "MODEL", "BLOCK", "TRAIN", "PLAN", "SERVE", "CHECKPOINT"})
 CLOSERS = {"LPAR": "RPAR", "LSQB": "RSQB"}
@@ -18,15 +18,6 @@ CONTINUES = frozenset({
     "COMMA", "COLON", "RARROW", "PLUS_EQUAL", "EQUAL", "EQ", "NE", "LE", "LT", "GE", "GT", "PLUS", "MINUS", "STAR",
     "SLASH", "PERCENT", "AMP", "PIPE", "LBRACE", "THEN", "ELSE", "AND", "OR", "NOT",
 })  # fmt: skip
-
-
-class KeepAll:
-    """Tells Lark to keep the terminals that no rule mentions; `Layout` and the parser look after them."""
-
-    always_accept = ("NEWLINE", "COMMENT", "DOC", "UNTERMINATED", "UNREADABLE")
-
-    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
-        return stream
 
 
 class Layout:

@@ -1,4 +1,4 @@
-"""Text to syntax tree: Lark's LALR tables, cached, driven so that one mistake costs one statement."""
+"""Text to syntax tree: the grammar's tables, driven so that one mistake costs one statement."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from lark import Lark, Token, UnexpectedToken
-from lark.lexer import LexerThread
-
 from . import syntax as s
 from .diagnostics import Diagnostic, Diagnostics
-from .layout import ITEM_KEYWORDS, KeepAll, Layout
+from .layout import ITEM_KEYWORDS, Layout
 from .source import Source, Span
+from .tables import Machine, Tables, UnexpectedToken, load_tables
+from .token import Token
 from .tree import TreeBuilder, token_span
 from .wording import describe_expected, describe_token
 
 GRAMMAR = Path(__file__).parent / "grammar.lark"
-MAX_DEPTH = 100
+MAX_DEPTH = 100  # of brackets and braces
+MAX_LEVELS = 300  # of the tree: a bracket takes two or three, an operator or an `else if` one
+CALLS = 5000  # that Python may nest: some ten for each level, and some more for each block within a block
 _OPENERS = {"LPAR", "LSQB", "LBRACE"}
 _ENDERS = {"RPAR", "RSQB", "RBRACE"}
 
@@ -39,26 +40,15 @@ def cache_folder() -> Path:
 
 
 @cache
-def _machinery() -> tuple[Lark, TreeBuilder]:
-    builder = TreeBuilder()
-    version = f"{sys.version_info.major}{sys.version_info.minor}"
-    parser = Lark(
-        GRAMMAR.read_text(encoding="utf-8"),
-        parser="lalr",
-        lexer="basic",
-        strict=True,
-        maybe_placeholders=True,
-        postlex=KeepAll(),
-        transformer=builder,
-        cache=str(cache_folder() / f"grammar-{version}.lark"),
-    )
-    return parser, builder
+def _machinery() -> tuple[Tables, TreeBuilder]:
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), CALLS))
+    return load_tables(GRAMMAR, cache_folder()), TreeBuilder()
 
 
 def tokenize(text: str) -> list[Token]:
     """All tokens of a text, comments and newlines included; every character belongs to some token or to white space."""
-    parser, _ = _machinery()
-    return list(LexerThread.from_text(parser.parser.lexer, text).lex(None))
+    tables, _ = _machinery()
+    return list(tables.tokens(text))
 
 
 def parse(source: Source, problems: Diagnostics) -> s.File:
@@ -68,17 +58,16 @@ def parse(source: Source, problems: Diagnostics) -> s.File:
 
 def parse_entry(source: Source, problems: Diagnostics) -> s.Entry | None:
     """The one entry, `path.to.key = value`, that `source` holds, as a section's body would have it."""
-    before = [("CHECKPOINT", "checkpoint"), ("NAME", "entry"), ("LBRACE", "{")]
-    tokens = [Token(kind, text, 0, 1, 2, 1, 2, 0) for kind, text in before]
+    tokens = [Token(kind, "") for kind in ("CHECKPOINT", "NAME", "LBRACE")]
     size = len(source.text)
-    tokens += [*tokenize(source.text), Token("RBRACE", "}", size, 1, size + 1, 1, size + 1, size)]
+    tokens += [*tokenize(source.text), Token("RBRACE", "", size, 1, size + 1)]
     items = _parse(source, tokens, problems).items
     entries = items[0].section.entries if items and isinstance(items[0], s.Checkpoint) else ()
     return entries[0] if len(entries) == 1 else None
 
 
 def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File:
-    parser, builder = _machinery()
+    tables, builder = _machinery()
     deepest = _too_deep(tokens)
     if deepest is not None:
         title = f"this is nested over {MAX_DEPTH} deep"
@@ -87,11 +76,16 @@ def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File
     builder.source = source
     builder.number_problems = []
     builder.docs_before, builder.docs_after = _documentation(tokens)
-    session = _Session(parser, source, problems)
+    session = _Session(Machine(tables, builder), source, problems)
     tree = session.run(tokens)
     for span, text in builder.number_problems:
         problems.add(Diagnostic("DSK0004", text, span))
     if tree is None:
+        return s.File(source, (), complete=False)
+    if (deep := _too_many_levels(tree)) is not None:
+        title = f"operators and `else if` are nested over {MAX_LEVELS} deep"
+        at = Span(source, deep.span.start, deep.span.start + 1)
+        problems.add(Diagnostic("DSK0005", title, at, "give what comes before a name"))
         return s.File(source, (), complete=False)
     return s.File(source, tree.items, complete=not session.failed and not builder.number_problems)
 
@@ -99,9 +93,9 @@ def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File
 class _Session:
     """One file through the parser, recovering as yacc does: pop to where ERROR fits, skip to the line's end."""
 
-    def __init__(self, parser: Lark, source: Source, problems: Diagnostics) -> None:
-        self.state = parser.parse_interactive("").parser_state
-        self.states = self.state.parse_conf.states
+    def __init__(self, machine: Machine, source: Source, problems: Diagnostics) -> None:
+        self.state = machine
+        self.states = machine.states
         self.source = source
         self.problems = problems
         self.layout = Layout()
@@ -114,7 +108,7 @@ class _Session:
                 self.state.feed_token(token)
             except UnexpectedToken as error:
                 self._recover(token, error, stream)
-        end = Token.new_borrow_pos("$END", "", stream.last) if stream.last else Token("$END", "", 0, 1, 1, 1, 1, 0)
+        end = stream.last.standing_in("$END") if stream.last else Token("$END", "")
         return self._finish(end)
 
     def _finish(self, end: Token) -> s.File | None:
@@ -172,7 +166,7 @@ class _Session:
     def _resume(self, token: Token, stream: _Stream, starts_line: bool) -> None:
         """Feeds the first token from which the file makes sense again."""
         if starts_line and token.type not in ("RBRACE", "NEWLINE"):
-            self._feed(Token.new_borrow_pos("NEWLINE", "\n", token))
+            self._feed(token.standing_in("NEWLINE"))
             stream.push_back(token)
             return
         depth = 0
@@ -208,7 +202,7 @@ class _Session:
 
     def _error_token(self, token: Token, names: tuple[str, ...]) -> Token:
         span = Span(self.source, token.start_pos or 0, token.end_pos or 0)
-        made = Token.new_borrow_pos("ERROR", "", token)
+        made = token.standing_in("ERROR")
         made.value = s.Bad(span, names)
         return made
 
@@ -219,7 +213,7 @@ class _Session:
             value = values[i]
             if isinstance(value, Token) and value.type in ("EQUAL", "PLUS_EQUAL") and i > 0:
                 bound = values[i - 1]
-                if isinstance(bound, s.Name):
+                if isinstance(bound, s.Name | s.Path):
                     return (bound.text,)
                 return tuple(n.text for n in bound if isinstance(n, s.Name)) if isinstance(bound, tuple) else ()
             if isinstance(value, Token) and value.type == "LBRACE":
@@ -275,6 +269,21 @@ def _too_deep(tokens: list[Token]) -> Token | None:
                 return token
         elif token.type in _ENDERS:
             depth = max(0, depth - 1)
+    return None
+
+
+def _too_many_levels(tree: s.File) -> s.Node | None:
+    """A node that stands too deep in the tree for those that walk it by calling themselves."""
+    waiting: list[tuple[s.Node, int]] = [(item, 1) for item in tree.items]
+    while waiting:
+        node, level = waiting.pop()
+        if level > MAX_LEVELS:
+            return node
+        for value in vars(node).values():
+            if isinstance(value, s.Node):
+                waiting.append((value, level + 1))
+            elif isinstance(value, tuple):
+                waiting.extend((item, level + 1) for item in value if isinstance(item, s.Node))
     return None
 
 

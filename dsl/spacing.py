@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lark import Token
-
 from .layout import CONTINUES, ITEM_KEYWORDS
+from .token import Token
 
 _KEY_PARTS = ITEM_KEYWORDS | {"NAME", "DIM", "STAR", "DOT", "FROM", "EXTERN", "OF", "FOR", "ON", "DIMS"}
 _KEY_PARTS |= {"REPEAT", "GROUP", "RETURN", "KEEP", "LOSS", "REQUIRE", "WEIGHTS"}

@@ -73,6 +73,9 @@ class Path(Node):
         return ".".join(part.text for part in self.parts)
 
 
+UNREAD = "unread"  # the kind of a number that could not be read, which has been reported
+
+
 class Number(Node):
     """An exact number with its glued-on unit worked in: `72GiB` is 72 * 2**30 of kind `bytes`."""
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
-from lark import Token, Transformer
-
 from . import syntax as s
 from .numbers import parse_number
 from .source import Source, Span
+from .token import Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,11 +54,10 @@ def _present(children: Sequence[object]) -> tuple:
     return tuple(child for child in children if isinstance(child, s.Node))
 
 
-class TreeBuilder(Transformer):
+class TreeBuilder:
     """Callbacks for `grammar.lark`. Set `source` before parsing; docs are attached afterwards by `parser.py`."""
 
     def __init__(self) -> None:
-        super().__init__(visit_tokens=False)
         self.source = Source("", "")
         self.docs_before: dict[int, str] = {}
         self.docs_after: dict[int, str] = {}
@@ -85,7 +83,7 @@ class TreeBuilder(Transformer):
             parsed = parse_number(str(token))
         except ValueError as error:
             self.number_problems.append((span, str(error)))
-            return s.Number(span, _ONE, None, str(token))
+            return s.Number(span, _ONE, s.UNREAD, str(token))
         return s.Number(span, parsed.value, parsed.kind, str(token))
 
     @_located

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lark import Token
+from .token import Token
 
 _SPELLED = {
     "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`", "COMMA": "`,`",
     "COLON": "`:`", "QUESTION": "`?`", "RARROW": "`->`", "PLUS_EQUAL": "`+=`", "EQUAL": "`=`", "DOT": "`.`",
     "NEWLINE": "the end of the line", "$END": "the end of the file",
 }  # fmt: skip
+LONGEST = 40  # characters of a token that are shown
 _OPERATORS = {"EQ", "NE", "LT", "LE", "GT", "GE", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT", "AMP", "PIPE"}
 _VALUES = {"NUMBER", "STRING", "TRUE", "FALSE", "LSQB"}
 _ITEMS = {"USE", "MODEL", "BLOCK", "TRAIN", "PLAN", "SERVE", "CHECKPOINT"}
@@ -25,7 +26,8 @@ def describe_token(token: Token) -> str:
         return "a string without its closing quote"
     if token.type == "UNREADABLE":
         return f"the character {str(token)!r}"
-    return f"`{token}`"
+    text = str(token)
+    return f"`{text}`" if len(text) <= LONGEST else f"`{text[:LONGEST]}...`"
 
 
 def describe_expected(terminals: Iterable[str]) -> str:

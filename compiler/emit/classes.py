@@ -12,14 +12,11 @@ from ..ir import Op, Region, Value, free_values
 from ..ops.experts import Experts
 from ..ops.structure import Block, Extern, Repeat
 from ..ops.weights import Weights
+from ..reserved import CLASSES, PYTHON
 from .expression import TORCH_DTYPES
 from .function import Function, Line, suffixed
 from .names import Names, below, body_path, find_block, is_below, is_child, last_part
 from .text import WIDTH, Text, camel, fit, number, singular
-
-MODULES = frozenset({"Embed", "GroupedLinear", "LayerNorm", "Linear", "RMSNorm", "SpecModule"})
-SCALINGS = frozenset({"LinearScaling", "Llama3Scaling", "YarnScaling"})
-RESERVED = MODULES | SCALINGS | {"Model", "NamedTuple", "Output", "Tensor"}  # what model.py defines or imports besides
 
 
 @dataclass(slots=True)
@@ -29,7 +26,7 @@ class Classes:
     names: Names
     made: dict[str, tuple[str, list[Line]]] = field(default_factory=dict)  # body text -> class name and lines
     by_region: dict[int, str] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=lambda: set(RESERVED))
+    taken: set[str] = field(default_factory=lambda: set(CLASSES | PYTHON))
     computing: set[str] = field(default_factory=set)  # those that must be told the dtype of activations
     site: Span | None = None  # the user's line whose call is being written
 
@@ -217,7 +214,8 @@ def module_lines(classes: Classes, region: Region, path: str) -> list[Line]:
     """
     lines: list[Line] = []
     seen: set[str] = set()
-    lent = (op for op in classes.names.lent if is_child(str(getattr(op.attributes, "path", "")), path))
+    outside = set(free_values(region))
+    lent = (op for op in classes.names.lent if is_child(body_path(op), path) and outside & set(op.results))
     for op in (*lent, *region.ops):
         attributes = op.attributes
         if not isinstance(attributes, Weights | Block | Experts | Repeat | Extern):

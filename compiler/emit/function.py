@@ -12,6 +12,7 @@ from ..ops.base import Operation
 from ..ops.experts import Experts
 from ..ops.structure import Block, Keep, Repeat
 from ..ops.weights import Weights
+from ..reserved import CALLED, PYTHON
 from .expression import Call, Modules
 from .names import Names, below, body_path, is_below, last_part
 from .text import Text, call, fit, singular
@@ -85,13 +86,16 @@ class Function:
         """A variable for a value: its own name where no other living value has it. No two parameters have the same."""
         base = name or suffixed(value.name or "y", value.type)
         chosen, n = base, 2
-        while (holder := self.holders.get(chosen)) is not None and (parameter or self.left[holder] > 0):
+        while chosen in CALLED or chosen in PYTHON or (chosen in self.holders and (parameter or self.living(chosen))):
             chosen = f"{base}{n}"
             n += 1
         self.holders[chosen] = value
         self.texts[value] = Text(chosen)
         self.waiting[value] = (value,)
         return chosen
+
+    def living(self, variable: str) -> bool:
+        return self.left[self.holders[variable]] > 0
 
     def take(self, value: Value) -> Text:
         """The text of an operand, whose need for it is thereby met."""
@@ -205,6 +209,7 @@ class Function:
         attributes = op.attributes
         assert isinstance(attributes, Repeat)
         carried = self.enter_loop(op)
+        losses = self.zero_losses(op)
         name = attributes.path.rsplit(".", 1)[-1]
         item = singular(name)
         captured = self.captured(op)
@@ -213,12 +218,12 @@ class Function:
         value = call(item, (*carried, *captured))
         outer, self.indent = self.indent, f"{self.indent}    "
         self.assign(", ".join((*carried, *made)), value, op.span)
-        for loss, one in zip(attributes.losses, made, strict=True):
+        for loss, one in zip(losses, made, strict=True):
             self.write(f"{loss} = {loss} + {one}", op.span)
         self.indent = outer
 
     def enter_loop(self, op: Op) -> tuple[str, ...]:
-        """Gives the carried values their variables, and losses their zeros."""
+        """Gives the carried values their variables."""
         attributes = op.attributes
         assert isinstance(attributes, Repeat)
         carried = []
@@ -230,10 +235,17 @@ class Function:
             if text != chosen:
                 self.write(f"{chosen} = {text}", op.span)
             carried.append(chosen)
-        for value, loss in zip(op.results[attributes.carried :], attributes.losses, strict=True):
-            self.bind(value, loss)
-            self.write(f"{loss} = 0.0", op.span)
         return tuple(carried)
+
+    def zero_losses(self, op: Op) -> tuple[str, ...]:
+        """Gives losses their variables."""
+        attributes = op.attributes
+        assert isinstance(attributes, Repeat)
+        losses = zip(op.results[attributes.carried :], attributes.losses, strict=True)
+        chosen = tuple(self.bind(value, name) for value, name in losses)
+        for loss in chosen:
+            self.write(f"{loss} = 0.0", op.span)
+        return chosen
 
 
 def default_name(op: Op) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..reserved import PYTHON
+
 WIDTH = 120
 
 ATOM, PRODUCT, SUM, LOOSE = 3, 2, 1, 0
@@ -62,4 +64,5 @@ def camel(name: str) -> str:
 
 def singular(name: str) -> str:
     """What one of `layers` is called."""
-    return name[:-1] if name.endswith("s") and len(name) > 2 else f"{name}_item"
+    item = name[:-1]
+    return item if name.endswith("s") and len(name) > 2 and item not in PYTHON else f"{name}_item"

@@ -47,9 +47,18 @@ class Attend(Operation):
         return Dim.of(2) * scores * (q.axes[3].size + v.axes[3].size)
 
     def saved(self, op: Op) -> Saved:
-        q = op.operands[0].type
-        log_sum_exp = q.axes[0].size * q.axes[1].size * q.axes[2].size
-        return Saved((*op.operands[:3], op.result), ((log_sum_exp, "fp32"),))
+        q, k, v = op.operands[:3]
+        batch, queries, heads, _ = (axis.size for axis in q.type.axes)
+        keys, groups = (axis.size for axis in k.type.axes[1:3])
+        log_sum_exp = (batch * queries * heads, "fp32")
+        if self.mask is None or self.mask.names == {"causal"}:
+            return Saved((q, k, v, op.result), (log_sum_exp,))
+        # A mask tensor is added to the scores in their dtype; kernels that take one have no grouped heads.
+        mask = (queries * keys * (batch if "documents" in self.mask.names else 1), "compute")
+        if heads == groups:
+            return Saved((q, k, v, op.result), (log_sum_exp, mask))
+        repeated = batch * keys * heads * (k.type.axes[3].size + v.type.axes[3].size)
+        return Saved((q, op.result), (log_sum_exp, mask, (repeated, "compute")))
 
     def emit(self, call: Call) -> Text:
         q, k, v, *documents = call.operands

@@ -41,7 +41,7 @@ class Elementwise(Operation):
     def saved(self, op: Op) -> Saved:
         if len(op.operands) == 2 and self.operator in ("mul", "div"):
             return Saved(op.operands)
-        return Saved()
+        return Saved((op.result,)) if self.operator == "div" and self.reverse else Saved()
 
     def emit(self, call: Call) -> Text:
         sign, level = _SIGNS[self.operator]
@@ -92,7 +92,9 @@ class Softmax(Operation):
         return (x,)
 
     def saved(self, op: Op) -> Saved:
-        return Saved((op.result,))
+        if op.result.type.dtype is DType.FP32:
+            return Saved((op.result,))
+        return Saved(extra=((op.result.type.elements, "fp32"),))
 
     def emit(self, call: Call) -> Text:
         return call.reference("softmax")(call.operand(0))
@@ -108,7 +110,7 @@ class Softcap(Operation):
         return (x,)
 
     def saved(self, op: Op) -> Saved:
-        return Saved(extra=((op.result.type.elements, "compute"),))
+        return Saved(extra=((op.result.type.elements, "fp32"),))
 
     def emit(self, call: Call) -> Text:
         return call.reference("softcap")(call.operand(0), call.number(self.cap))

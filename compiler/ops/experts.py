@@ -39,7 +39,7 @@ class Experts(Operation):
 
     def saved(self, op: Op) -> Saved:
         rows = op.regions[0].arguments[0].type
-        return Saved((op.operands[1], op.operands[2], op.regions[0].results[0]), ((rows.axes[0].size * 2, "int64"),))
+        return Saved((op.operands[1], op.operands[2], op.regions[0].results[0]), ((rows.axes[0].size, "int64"),))
 
     def emit(self, call: Call) -> Text:
         return call.apply(call.submodule(self.path), *call.operands)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dskc.dsl.dims import Dim
+
 from ..ir import Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
@@ -26,8 +28,7 @@ class RmsNorm(Operation):
         return (x,)
 
     def saved(self, op: Op) -> Saved:
-        elements = op.result.type.elements
-        return Saved(extra=((elements, "fp32"), (elements, "fp32")))  # x and x normalised, both wide
+        return Saved(extra=_saved_by_norm(op))
 
     def emit(self, call: Call) -> Text:
         return call.apply(call.module(1), call.operand(0))
@@ -43,11 +44,16 @@ class LayerNorm(Operation):
         return (x,)
 
     def saved(self, op: Op) -> Saved:
-        elements = op.result.type.elements
-        return Saved(extra=((elements, "fp32"), (elements, "fp32")))
+        return Saved(extra=_saved_by_norm(op))
 
     def emit(self, call: Call) -> Text:
         return call.apply(call.module(1), call.operand(0))
+
+
+def _saved_by_norm(op: Op) -> tuple[tuple[Dim, str], ...]:
+    """x (less its mean) and x normalised, both wide, and one factor a row."""
+    kind = op.result.type
+    return ((2 * kind.elements + kind.elements / kind.axes[-1].size, "fp32"),)
 
 
 def _rms_norm(site: Site) -> Value:

@@ -37,7 +37,8 @@ class Normalize(Operation):
         return (x,)
 
     def saved(self, op: Op) -> Saved:
-        return Saved(op.operands)
+        kind = op.result.type
+        return Saved(op.operands, ((kind.elements / kind.axes[-1].size, "fp32"),))
 
     def emit(self, call: Call) -> Text:
         return call.reference("normalize")(call.operand(0))
@@ -59,7 +60,7 @@ class Balance(Operation):
         return (TensorType((), DType.FP32),)
 
     def saved(self, op: Op) -> Saved:
-        return Saved(op.operands)
+        return Saved(op.operands[:1]) if self.function == "sequence_balance" else Saved()
 
     def emit(self, call: Call) -> Text:
         return call.reference(self.function)(*call.operands)

@@ -17,7 +17,7 @@ from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
 
-from ..builder import Builder, NameTaken
+from ..builder import Builder, NameReserved, NameTaken
 from ..calls import Calls
 from ..dims import model_dims
 from ..equality import region_key
@@ -29,6 +29,7 @@ from ..ops.elementwise import Elementwise
 from ..ops.structure import Block, Constant, Keep, Repeat
 from ..program import ModelSource
 from ..requirements import Requirement
+from ..reserved import result_problem
 from ..types import check_type, declared_type
 from ..values import POISON, BlockValue, Expressed, Poison
 
@@ -48,7 +49,6 @@ class _Expander:
         self.calls = Calls(self.body)
         self.evaluator = self.calls.evaluator
         self.requirements: list[Requirement] = []
-        self.failed = False
 
     # --- the model
 
@@ -57,7 +57,6 @@ class _Expander:
         builder = Builder("")
         shared = Shared(self.problems, {}, self.source.overrides)
         frame = Frame(shared, self.source.scope, builder, block=self.source.name.text)
-        before = len(self.problems)
         infos = model_dims(self.source, frame, self.evaluator)
         self._inputs(syntax, frame)
         frame.once = _bound_once(syntax.body)
@@ -65,10 +64,10 @@ class _Expander:
         if returned:
             frame.report("DSK0143", "a model has no `return`: its results are the names after `->`", syntax.name.span)
         self._overridden_requires(frame)
-        if len(self.problems) == before:  # else an override may have met nothing because of them
+        if not shared.failed:  # else an override may have met nothing because of them
             self._unused_overrides(shared)
         results = self._results(syntax, frame)
-        if results is None or self.failed or self.problems.has_errors:
+        if results is None or shared.failed:
             return None
         losses = tuple(sorted(builder.losses))
         arguments = tuple(builder.inputs.values())
@@ -81,7 +80,9 @@ class _Expander:
         return graph, self.requirements
 
     def _inputs(self, syntax: s.Model, frame: Frame) -> None:
+        self._name(self.source.name, frame)
         for param in syntax.params:
+            self._name(param.name, frame)
             if not isinstance(param.kind, s.Type):
                 frame.report("DSK0144", "what goes into a model is a tensor", param.span, "write `name: ids[B, S]`")
                 continue
@@ -101,6 +102,7 @@ class _Expander:
     def _results(self, syntax: s.Model, frame: Frame) -> tuple[Value, ...] | None:
         found: list[Value] = []
         for result in syntax.results:
+            self._name(result.name, frame)
             name = result.name.text
             value = frame.names.get(name)
             if value is None:
@@ -193,7 +195,7 @@ class _Expander:
                     "only in a model that comes `from` another",
                 )
             case s.Bad():
-                self.failed = True
+                frame.shared.failed = True
                 for name in statement.names:
                     frame.names[name] = POISON
         return None
@@ -221,6 +223,8 @@ class _Expander:
     def _bind(self, target: s.Name, value: Expressed, frame: Frame) -> None:
         if target.is_dim:
             frame.report("DSK0151", f"`{target.text}` would be a dim", target.span, "values start with a small letter")
+        if isinstance(value, BlockValue) and value.path is None and value.builder is frame.builder:
+            value.path = frame.builder.join(target.text)
         frame.names[target.text] = _named(value, target.text)
 
     def _residual(self, statement: s.Residual, frame: Frame) -> None:
@@ -271,7 +275,13 @@ class _Expander:
             shown = describe(value)
             frame.report("DSK0152", f"a loss is one number, not {shown}", statement.value.span)
             return
+        self._name(statement.name, frame)
         frame.builder.add_loss(statement.name.text, _named(value, statement.name.text), statement.span)
+
+    def _name(self, name: s.Name, frame: Frame) -> None:
+        problem = result_problem(name.text)
+        if problem is not None:
+            frame.report("DSK0119", f"this cannot be called `{name.text}`", name.span, problem)
 
     def _tensor(self, name: s.Name, frame: Frame, what: str) -> Value | None:
         value = frame.names.get(name.text)
@@ -317,6 +327,8 @@ class _Expander:
         except NameTaken as error:
             marks = (Mark(error.first, "this has it"),)
             frame.report("DSK0120", f"two weights would be called `{path}`", span, "", marks)
+        except NameReserved as error:
+            frame.report(error.code, f"this cannot be called `{span.text}`", span, str(error))
 
     def _repeat(self, statement: s.Repeat, frame: Frame) -> None:
         path = frame.builder.join(statement.name.text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics
@@ -9,7 +11,7 @@ from dskc.dsl.dims import Dim
 from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
-from ..ir import Graph, Op, walk
+from ..ir import Graph, Op, Region
 from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.position import RopeTable
@@ -17,19 +19,39 @@ from ..ops.routing import TopK
 from ..requirements import Requirement, check_requirements
 
 
-def infer(graph: Graph, requirements: list[Requirement], problems: Diagnostics) -> Graph:
-    """Checks all sizes of `graph` with the model's numbers; the graph itself stays symbolic."""
+def infer(graph: Graph, requirements: list[Requirement], problems: Diagnostics) -> Graph | None:
+    """Checks all sizes of `graph` with the model's numbers; the graph itself stays symbolic. None when some do not fit."""
     known = graph.sizes
     reported: set[str] = set()
     before = len(problems)
-    for op, _ in walk(graph.body):
+    for op, at in _placed(graph.body):
+        found = Diagnostics()
         for value in op.results:
             for axis in value.type.axes:
-                _whole(axis.size, known, op.span, problems, reported)
-        _extra(op, known, problems)
-    if len(problems) == before:
-        check_requirements(graph, requirements, problems)
+                _whole(axis.size, known, op.span, found, reported)
+        _extra(op, known, found)
+        problems.extend(_moved(diagnostic, at) for diagnostic in found)
+    if len(problems) > before:
+        return None
+    check_requirements(graph, requirements, problems)
     return graph
+
+
+def _placed(region: Region, outer: Span | None = None) -> Iterator[tuple[Op, Span]]:
+    """Every operation with where its problems are shown: those within the library at the call that led there."""
+    for op in region.ops:
+        at = outer if outer is not None and op.span.source.path.startswith("std/") else op.span
+        yield op, at
+        for inner in op.regions:
+            yield from _placed(inner, at)
+
+
+def _moved(found: Diagnostic, at: Span) -> Diagnostic:
+    if found.span == at:
+        return found
+    first = Span(at.source, at.start, at.start + len(at.text.split("\n")[0].rstrip()))
+    inner = f"{found.span.source.path}:{found.span.line}: {' '.join(found.span.text.split())}"
+    return replace(found, span=first, notes=(*found.notes, ("note", f"in {inner}")))
 
 
 def _whole(size: Dim, known: dict[str, int], span: Span, problems: Diagnostics, reported: set[str]) -> None:

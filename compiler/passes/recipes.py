@@ -17,6 +17,7 @@ from ..evaluate import Evaluator
 from ..frame import Frame, Shared
 from ..ir import Graph
 from ..program import Program, Said, Scope, SectionSource
+from ..ranges import check_ranges
 from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
 from ..sections import INITS, MINIMUM_ONE, OPTIMIZERS, PLAN_KEYS, SCHEDULES, SERVE_KEYS, TRAIN_KEYS, UNITS
 from ..signature import Kind, Parameter, Record
@@ -122,7 +123,6 @@ class _Reader:
             save_keep=_first_int(values, "save.keep") or base.save_keep,
             doc=section.item.doc,
         )
-        self._ranges(section, recipe)
         return recipe
 
     def plan(self, section: SectionSource, trains: dict[str, TrainRecipe]) -> PlanRecipe | None:
@@ -203,6 +203,8 @@ class _Reader:
                 value = self._patched(table[key], value, said)
             if isinstance(value, Fraction) and not self._fits(key, value, said):
                 continue
+            if isinstance(value, Record):
+                check_ranges(value, said, self.problems)
             values[key] = value
         return values
 
@@ -239,13 +241,7 @@ class _Reader:
 
     def _fits(self, key: str, value: Fraction, said: Said) -> bool:
         node = said.value
-        kind = node.kind if isinstance(node, s.Number) else None
-        wanted = UNITS.get(key)
-        if kind is not None and kind != "count" and kind != wanted:
-            word = "bytes" if wanted == "bytes" else "a count"
-            self._report("DSK0172", f"`{key}` is {word}", node.span, f"this is in {kind}")
-            return False
-        if wanted == "bytes" and kind == "count":
+        if key in UNITS and isinstance(node, s.Number) and node.kind != UNITS[key]:
             self._report("DSK0172", f"`{key}` is bytes", node.span, "write its unit, as in `72GiB`")
             return False
         if (key in MINIMUM_ONE or key.startswith("mesh.")) and value < 1:
@@ -272,24 +268,6 @@ class _Reader:
                 elif name == "S":
                     length = int(value)
         return length
-
-    def _ranges(self, section: SectionSource, recipe: TrainRecipe) -> None:
-        said = section.settings.get("optimizer")
-        rate = recipe.optimizer["lr"]
-        if said and isinstance(rate, Fraction) and rate <= 0:
-            self._report("DSK0131", "a learning rate is over 0", said.value.span)
-        betas = recipe.optimizer["betas"]
-        if said and isinstance(betas, tuple) and (len(betas) != 2 or not all(0 <= b < 1 for b in betas)):
-            self._report("DSK0131", "`betas` are two numbers from 0 to under 1", said.value.span)
-        schedule = section.settings.get("schedule")
-        if schedule and recipe.schedule.name == "steps":
-            at, factor = recipe.schedule["at"], recipe.schedule["factor"]
-            if isinstance(at, tuple) and isinstance(factor, tuple):
-                if len(at) != len(factor):
-                    label = f"{len(at)} places and {len(factor)} factors"
-                    self._report("DSK0131", "`at` and `factor` go in pairs", schedule.value.span, label)
-                elif list(at) != sorted(at) or not all(0 < a < 1 for a in at):
-                    self._report("DSK0131", "`at` are fractions from 0 to 1, in order", schedule.value.span)
 
     # --- objectives
 

@@ -47,7 +47,8 @@ class _Resolver:
         self.sources.append(source)
         self.loading.append(path)
         tree = parse(source, self.problems)
-        scope = Scope(source, library, broken=not tree.complete)
+        lost = not tree.items or any(isinstance(item, s.Bad) for item in tree.items)
+        scope = Scope(source, library, broken=lost and not tree.complete)
         self.scopes[path] = scope
         self._edition(tree)
         for item in tree.items:
@@ -297,6 +298,9 @@ class _Resolver:
     def _set(self, text: str, program: Program) -> None:
         source = Source("--set", text)
         entry = parse_entry(source, quiet := Diagnostics())
+        if any(found.code == "DSK0004" for found in quiet):
+            self.problems.extend(quiet)
+            return
         if not isinstance(entry, s.Setting) or entry.bare or quiet.has_errors:
             whole = Span(source, 0, len(text))
             self._report("DSK0140", "a setting is written `path.to.key=value`", whole, "such as `dims.D=512`")

@@ -35,7 +35,9 @@ def attention(
     is_causal = isinstance(mask, Causal) and queries == keys
     allowed = None
     if not is_causal and not isinstance(mask, Everything):
-        allowed = mask.allowed(queries, keys, q_BSHE.device).unsqueeze(-3)  # [1, S, T] or [B, 1, S, T]
+        allowed = mask.allowed(queries, keys, q_BSHE.device)
+        if allowed.ndim == 3:
+            allowed = allowed.unsqueeze(1)  # [B, 1, S, T]; CPU kernels take this and [S, T], but no [1, S, T]
         if groups != heads:
             # With a mask tensor, none of CUDA's fused kernels groups heads: the fallback would hold all the scores.
             k_BTGE = k_BTGE.repeat_interleave(heads // groups, dim=2)

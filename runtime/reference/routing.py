@@ -14,7 +14,8 @@ def top_k(score: Tensor, k: int) -> Tensor:
     No gradient flows through a choice. `torch.topk` leaves the order of ties open, and they do occur: bf16 is coarse.
     """
     assert 1 <= k <= score.shape[-1], f"cannot choose {k} of {score.shape[-1]}"
-    return torch.sort(score.detach(), dim=-1, descending=True, stable=True).indices[..., :k]
+    order = torch.sort(score.detach(), dim=-1, descending=True, stable=True).indices
+    return order[..., :k].contiguous()  # a view would keep the whole order until backward
 
 
 def normalize(x: Tensor) -> Tensor:

@@ -61,6 +61,18 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def make_deterministic() -> None:
+    """Have torch use only kernels that give the same bits each time; one that has no such form raises RuntimeError.
+
+    Attention is the main difference: its backward on CUDA otherwise adds in any order (`use_deterministic_algorithms`
+    in torch's documentation, which also asks for cuBLAS's workspace to be set, before its first use).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling memory costs time, and is for finding errors.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def _host_memory() -> int:
     """Linux says what programs can still have without swapping (`MemAvailable`, proc(5)); elsewhere all memory."""
     try:

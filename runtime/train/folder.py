@@ -45,6 +45,7 @@ class Facts:
     recompute: int = 0
     device: str = "cpu"
     threads: int = 0
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

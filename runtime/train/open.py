@@ -11,7 +11,7 @@ import torch
 from ..data import Loader, TokenData, find_documents, load_tokenizer, open_tokens, prepare_tokens, text_digest
 from ..problem import Problem
 from .checkpoint import Position, find_checkpoint
-from .device import available_memory, device_name, find_device
+from .device import available_memory, device_name, find_device, make_deterministic
 from .environment import environment
 from .fit import Fit, choose, refusal, smallest
 from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_json
@@ -37,6 +37,8 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     """A new run, its folder staged. Raises Problem for whatever stands in its way."""
     require_new(options.out)
     device = find_device(options.device)
+    if options.deterministic:
+        make_deterministic()
     name, plan = _plan(options, options.plan)
     precision = _precision(recipe, plan, options)
     if not options.data:
@@ -60,6 +62,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         recompute=fit.recompute,
         device=str(device),
         threads=torch.get_num_threads(),
+        deterministic=options.deterministic,
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)
@@ -100,6 +103,8 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             "leave --seed out, or begin another run",
         )
     device = find_device(options.device if options.device != "auto" else _same_device(before))
+    if options.deterministic or before.deterministic:
+        make_deterministic()
     name, plan = _plan(options, options.plan or before.plan)
     precision = before.precision if options.plan is None else _precision(recipe, plan, options)
     if options.precision is not None:
@@ -121,6 +126,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
         recompute=fit.recompute,
         device=str(device),
         threads=torch.get_num_threads(),
+        deterministic=before.deterministic or options.deterministic,
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)

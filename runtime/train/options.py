@@ -28,6 +28,7 @@ class Options:
     plan: str | None = None
     tokenizer: Path | None = None
     microbatch: int | None = None
+    deterministic: bool = False
     plans: Mapping[str, Plan] | None = None
 
 
@@ -48,6 +49,7 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         plan=given.plan,
         tokenizer=given.tokenizer,
         microbatch=given.microbatch,
+        deterministic=given.deterministic,
         plans=plans,
     )
 
@@ -87,6 +89,12 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
     add("--plan", metavar="NAME", help=f"one of: {names}")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of training one on the text")
     add("--microbatch", type=_at_least(1), metavar="N", help="sequences in one forward pass (default: as many as fit)")
+    add(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU, only kernels that give the same bits each time, so that a resumed run repeats the unbroken one "
+        "exactly; slower (a CPU does so anyway)",
+    )
     return parser
 
 

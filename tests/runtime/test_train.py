@@ -464,12 +464,25 @@ def test_program_prints_problems_and_nothing_else(package: Path, tmp_path: Path)
     assert stdout == ""
 
 
+def test_deterministic_is_remembered_by_the_run(
+    whole: Path, package: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    out = tmp_path / "run"
+    train(package, "--data", text, "--steps", 4, "--out", out, "--microbatch", 4)
+    assert asked == []
+    train(package, "--resume", "--steps", 6, "--out", out, "--deterministic")
+    train(package, "--resume", "--steps", 10, "--out", out)
+    assert asked == [True, True]
+
+
 def test_help_shows_the_recipe(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train(package, "--help")
     shown = " ".join(capsys.readouterr().out.split())
     flags = ("data", "steps", "out", "resume", "save-every", "seed", "device", "precision", "plan", "tokenizer")
-    for flag in (*flags, "microbatch"):
+    for flag in (*flags, "microbatch", "deterministic"):
         assert f"--{flag}" in shown
     assert "default: 16, the recipe's tokens" in shown
     assert "one of: default, free, cluster" in shown

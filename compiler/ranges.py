@@ -1,0 +1,76 @@
+"""Between what the numbers of optimizers, schedules and the like must lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from dskc.dsl import syntax as s
+from dskc.dsl.diagnostics import Diagnostic, Diagnostics
+from dskc.dsl.numbers import show_number
+from dskc.dsl.source import Span
+
+from .program import Said
+from .signature import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """`text` says what `holds` asks."""
+
+    text: str
+    holds: Callable[[Fraction], bool]
+
+
+_ABOVE_ZERO = Range("over 0", lambda x: x > 0)
+_FROM_ZERO = Range("0 or more", lambda x: x >= 0)
+_FROM_ONE = Range("1 or more", lambda x: x >= 1)
+_SHARE = Range("from 0 to 1", lambda x: 0 <= x <= 1)
+_BELOW_ONE = Range("from 0 to under 1", lambda x: 0 <= x < 1)
+_WITHIN = Range("between 0 and 1", lambda x: 0 < x < 1)
+
+_OPTIMIZER = {"lr": _ABOVE_ZERO, "decay": _FROM_ZERO, "clip": _ABOVE_ZERO, "betas": _BELOW_ONE}
+RANGES: dict[str, dict[str, Range]] = {
+    "adamw": {**_OPTIMIZER, "eps": _ABOVE_ZERO},
+    "lion": _OPTIMIZER,
+    "steps": {"warmup": _FROM_ZERO, "at": _WITHIN, "factor": _FROM_ZERO},
+    "cosine": {"warmup": _FROM_ZERO, "floor": _SHARE},
+    "constant": {"warmup": _FROM_ZERO, "decay": _SHARE},
+    "normal": {"std": _FROM_ZERO},
+    "interleaved": {"stages": _FROM_ONE},
+    "paged": {"block": _FROM_ONE},
+}
+
+
+def check_ranges(record: Record, said: Said, problems: Diagnostics) -> None:
+    """Reports every argument of `record` that is out of its range, where `said` says it."""
+
+    def report(option: str, title: str, label: str) -> None:
+        problems.add(Diagnostic("DSK0131", title, _place(said, option), label))
+
+    for option, range_ in RANGES.get(record.name, {}).items():
+        value = record[option]
+        numbers = value if isinstance(value, tuple) else (value,)
+        outside = [x for x in numbers if isinstance(x, Fraction) and not range_.holds(x)]
+        if outside:
+            report(option, f"`{option}` is {range_.text}", f"this is {show_number(outside[0])}")
+    if record.name in ("adamw", "lion"):
+        betas = record["betas"]
+        if isinstance(betas, tuple) and len(betas) != 2:
+            report("betas", "`betas` are two numbers", f"these are {len(betas)}")
+    if record.name == "steps":
+        at, factor = record["at"], record["factor"]
+        if isinstance(at, tuple) and isinstance(factor, tuple):
+            if len(at) != len(factor):
+                report("at", "`at` and `factor` go in pairs", f"{len(at)} places and {len(factor)} factors")
+            elif list(at) != sorted(at):
+                report("at", "`at` grows from one to the next", "")
+
+
+def _place(said: Said, option: str) -> Span:
+    """Where an option got its value: by the last that changed it, else in the call."""
+    arguments = [argument for argument, _ in reversed(said.patches)]
+    if isinstance(said.value, s.Call):
+        arguments += said.value.arguments
+    return next((a.value.span for a in arguments if a.label and a.label.text == option), said.value.span)

@@ -221,7 +221,7 @@ def _problems() -> Iterator[None]:
     try:
         yield
     except runtime_problem() as error:
-        _fail(str(error), getattr(error, "help", None))
+        _fail(str(error))  # which ends with the way out
 
 
 def _fail(message: str, help_: str | None = None) -> None:

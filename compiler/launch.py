@@ -47,5 +47,5 @@ def launch_import(
     """Writes a run folder with the generated code and the weights of a checkpoint."""
     output = outputs[-1]
     plan = json.loads(output.files["plan.json"])
-    facts = (plan["spec"], plan["spec_hash"], output.model, plan["checkpoint"])
+    facts = (plan["spec"], plan["spec_hash"], output.model, plan["checkpoint"], plan["vocabulary"])
     _runtime("weights.run").import_run(output.files, *facts, checkpoint, out, dtype, tokenizer)

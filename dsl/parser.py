@@ -113,7 +113,7 @@ class _Session:
 
     def _finish(self, end: Token) -> s.File | None:
         try:
-            return self.state.feed_token(end, is_end=True)
+            return self._tree(end)
         except UnexpectedToken as error:
             size = len(self.source.text.rstrip())
             at_end = Span(self.source, max(0, size - 1), size)
@@ -125,9 +125,14 @@ class _Session:
         self._pop_to("MODEL")
         self.state.feed_token(self._error_token(end, ()))
         try:
-            return self.state.feed_token(end, is_end=True)
+            return self._tree(end)
         except UnexpectedToken:
             return None
+
+    def _tree(self, end: Token) -> s.File:
+        tree = self.state.feed_token(end, is_end=True)
+        assert isinstance(tree, s.File), tree
+        return tree
 
     # --- reporting
 
@@ -146,8 +151,8 @@ class _Session:
     # --- recovering
 
     def _recover(self, token: Token, error: UnexpectedToken, stream: _Stream) -> None:
-        brackets = [b for b in self.layout.open_brackets if b is not token and _line(b) < _line(token)]
-        new_line = stream.previous is not None and _line(stream.previous) < _line(token)
+        brackets = [b for b in self.layout.open_brackets if b is not token and b.line < token.line]
+        new_line = stream.previous is not None and stream.previous.line < token.line
         column_one = token.type == "NEWLINE" and stream.peek_is_item()
         brace = self._open_brace() if column_one or (token.type in ITEM_KEYWORDS and token.column == 1) else None
         if brackets and (new_line or token.type in ("RBRACE", "NEWLINE")):
@@ -201,9 +206,8 @@ class _Session:
         del self.state.value_stack[keep:]
 
     def _error_token(self, token: Token, names: tuple[str, ...]) -> Token:
-        span = Span(self.source, token.start_pos or 0, token.end_pos or 0)
         made = token.standing_in("ERROR")
-        made.value = s.Bad(span, names)
+        made.value = s.Bad(token_span(self.source, token), names)
         return made
 
     def _names_being_bound(self) -> tuple[str, ...]:
@@ -255,11 +259,6 @@ class _Stream:
             yield token
 
 
-def _line(token: Token) -> int:
-    assert token.line is not None, token
-    return token.line
-
-
 def _too_deep(tokens: list[Token]) -> Token | None:
     depth = 0
     for token in tokens:
@@ -296,14 +295,13 @@ def _documentation(tokens: list[Token]) -> tuple[dict[int, str], dict[int, str]]
     for token in tokens:
         if token.type == "DOC":
             text = str(token)[3:].strip()
-            if line == _line(token):
+            if line == token.line:
                 after[line] = text
             else:
                 waiting.append(text)
         elif token.type not in ("NEWLINE", "COMMENT"):
             if waiting:
-                assert token.start_pos is not None, token
                 before[token.start_pos] = "\n".join(waiting)
                 waiting = []
-            line = _line(token)
+            line = token.line
     return before, after

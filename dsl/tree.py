@@ -31,20 +31,17 @@ def _located(build: Callable[..., Built]) -> Callable[..., Built]:
 
 def token_span(source: Source, token: Token) -> Span:
     """The place of a token that was read from `source`."""
-    assert token.start_pos is not None and token.end_pos is not None, token
     return Span(source, token.start_pos, token.end_pos)
 
 
 def _start(child: Token | s.Node | tuple) -> int:
     if isinstance(child, Token):
-        assert child.start_pos is not None, child
         return child.start_pos
     return child.span.start if isinstance(child, s.Node) else _start(child[0])
 
 
 def _end(child: Token | s.Node | tuple) -> int:
     if isinstance(child, Token):
-        assert child.end_pos is not None, child
         return child.end_pos
     return child.span.end if isinstance(child, s.Node) else _end(child[-1])
 

@@ -20,21 +20,22 @@ from ..requirements import Requirement, check_requirements
 
 
 def infer(graph: Graph, requirements: list[Requirement], problems: Diagnostics) -> Graph | None:
-    """Checks all sizes of `graph` with the model's numbers; the graph itself stays symbolic. None when some do not fit."""
+    """Checks all sizes with the model's numbers; the graph itself stays symbolic. None when one is unknown."""
     known = graph.sizes
     reported: set[str] = set()
     before = len(problems)
+    complete = True
     for op, at in _placed(graph.body):
         found = Diagnostics()
         for value in op.results:
             for axis in value.type.axes:
                 _whole(axis.size, known, op.span, found, reported)
         _extra(op, known, found)
+        complete = complete and all(diagnostic.code != "DSK0214" for diagnostic in found)
         problems.extend(_moved(diagnostic, at) for diagnostic in found)
-    if len(problems) > before:
-        return None
-    check_requirements(graph, requirements, problems)
-    return graph
+    if len(problems) == before:
+        check_requirements(graph, requirements, problems)
+    return graph if complete else None
 
 
 def _placed(region: Region, outer: Span | None = None) -> Iterator[tuple[Op, Span]]:

@@ -107,7 +107,7 @@ class _Reader:
         objective = self._objective(section, graph) if "objective" in section.settings else base.objective
         if objective is None:
             return None
-        recipe = TrainRecipe(
+        return TrainRecipe(
             name=section.name,
             model=graph.name,
             objective=objective,
@@ -123,7 +123,6 @@ class _Reader:
             save_keep=_first_int(values, "save.keep") or base.save_keep,
             doc=section.item.doc,
         )
-        return recipe
 
     def plan(self, section: SectionSource, trains: dict[str, TrainRecipe]) -> PlanRecipe | None:
         assert section.target is not None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from ..problem import Problem
 from ..train.checkpoint import write_checkpoint
@@ -25,6 +26,7 @@ def import_run(
     spec_hash: str,
     model: str,
     rules: Sequence[Mapping[str, object]],
+    vocabulary: int,
     checkpoint: Path,
     out: Path,
     dtype: str | None = None,
@@ -32,8 +34,9 @@ def import_run(
 ) -> None:
     """Makes `out` of a model's generated `files` and the weights in `checkpoint`, read by `rules`; all or nothing.
 
-    dtype: to store weights in (`fp32`, `bf16`); what most of them are in when None. Raises Problem when the checkpoint
-    does not match, naming each tensor, or when `out` cannot be made.
+    vocabulary: V, which the tokenizer's ids stay under. dtype: to store weights in (`fp32`, `bf16`); what most of them
+    are in when None. Raises Problem when the checkpoint or its tokenizer does not match, naming each tensor, or when
+    `out` cannot be made.
     """
     if not rules:
         raise Problem(
@@ -51,6 +54,7 @@ def import_run(
         plan = plan_import(rules, shapes, source)
         for note in plan.notes:
             print(note)
+        text = _tokenizer(tokenizer, checkpoint, vocabulary)
         state = import_weights(plan, source, dtype_of(dtype) if dtype else None)
         if dtype is None:
             state = {name: value.to(_trainable(value.dtype)) for name, value in state.items()}
@@ -58,7 +62,8 @@ def import_run(
         facts = Facts(model=model, spec=spec, spec_hash=spec_hash, precision=Precision(stored, stored, "fp32", "fp32"))
         run = create_run_folder(folder, package, facts)
         write_checkpoint(run.checkpoints, 0, state)
-        _tokenizer(tokenizer, checkpoint, run.tokenizer)
+        if text is not None:
+            text.save(str(run.tokenizer))
     total = sum(value.numel() for value in state.values())
     print(f"{len(state)} tensors, {total:,} parameters in {stored}: {out}")
 
@@ -68,9 +73,18 @@ def _trainable(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
 
 
-def _tokenizer(given: Path | None, checkpoint: Path, to: Path) -> None:
-    found = read_tokenizer(given if given is not None else checkpoint)
+def _tokenizer(given: Path | None, checkpoint: Path, vocabulary: int) -> Tokenizer | None:
+    path = checkpoint if given is None else given
+    found = read_tokenizer(path)
     if found is None:
+        if given is not None:
+            raise Problem(f"--tokenizer {given}: there is no tokenizer in it", "it is the file called tokenizer.json")
         print("no tokenizer found: name one with --tokenizer to sample from text")
-        return
-    found.save(str(to))
+        return None
+    largest = max(found.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= vocabulary:
+        raise Problem(
+            f"the ids of the tokenizer in {path} go up to {largest:,}, but the model's vocabulary is {vocabulary:,}",
+            "the checkpoint must be of this size, and of this tokenizer; name another tokenizer with --tokenizer",
+        )
+    return found

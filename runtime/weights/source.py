@@ -80,9 +80,12 @@ def _read_index(folder: Path) -> tuple[list[Path], dict[str, str]]:
     """The files that the index of a sharded checkpoint names, and which of them holds each tensor."""
     try:
         holder = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(holder.values()))
+        files = sorted({str(Path(file)) for file in holder.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Problem(f"{folder / INDEX} is not the index of a checkpoint: {error!r}") from error
+        raise Problem(
+            f"{folder / INDEX} is not the index of a checkpoint: {type(error).__name__}: {error}",
+            help="fetch it again, or remove it: the files beside it are then read as they are",
+        ) from error
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise Problem(

@@ -37,7 +37,7 @@ SPLITTINGS = {
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint's folder or file, or that a `.json` file is; None where there is none.
+    """The tokenizer of a checkpoint's folder or file, or that another file is; None where there is none.
 
     Problem when it cannot be read, or is of a kind that this does not know.
     """
@@ -47,7 +47,8 @@ def read_tokenizer(path: str | Path) -> Tokenizer | None:
     if path.suffix == ".gguf":
         return tokenizer_of_gguf(path)
     folder = path if path.is_dir() else path.parent
-    file = path if path.suffix == ".json" else folder / "tokenizer.json"
+    of_checkpoint = path.is_dir() or path.suffix == ".safetensors"
+    file = folder / "tokenizer.json" if of_checkpoint else path
     if file.is_file():
         try:
             return Tokenizer.from_file(str(file))

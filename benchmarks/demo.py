@@ -40,7 +40,7 @@ def run(*command: str | Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "demo")
     options = parser.parse_args()
     began = time.monotonic()

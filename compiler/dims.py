@@ -15,7 +15,7 @@ from .frame import Frame
 from .ir import Axis, DimInfo
 from .program import ModelSource
 from .reserved import dim_problem
-from .values import Poison, Size
+from .values import POISON, Poison, Size
 
 
 def model_dims(model: ModelSource, frame: Frame, evaluator: Evaluator) -> tuple[DimInfo, ...]:
@@ -75,6 +75,9 @@ def _entries(model: ModelSource, frame: Frame) -> dict[str, s.Setting]:
 
 def _settle(name: str, entry: s.Setting, frame: Frame, evaluator: Evaluator) -> DimInfo:
     value = evaluator.evaluate(entry.value, frame)
+    if isinstance(entry.value, s.Number) and entry.value.kind in ("bytes", "time"):
+        frame.report("DSK0172", f"`{name}` is a plain number", entry.value.span, f"this is in {entry.value.kind}")
+        value = POISON
     size = value.dim if isinstance(value, Size) else None
     if size is None and not isinstance(value, Poison):
         number = evaluator.number(value, frame)
@@ -85,8 +88,10 @@ def _settle(name: str, entry: s.Setting, frame: Frame, evaluator: Evaluator) -> 
     if size is None:
         frame.dims[name] = Axis(name, Dim.of(name))
         frame.shared.sizes[name] = 1
+        frame.shared.unsound_dims.add(name)
         return DimInfo(name, None, None, entry.doc, entry.key.span)
-    _check_whole(name, size, entry.value.span, frame)
+    if size.symbols() & frame.shared.unsound_dims or not _is_whole(name, size, entry.value.span, frame):
+        frame.shared.unsound_dims.add(name)
     if size.is_constant:  # a dim of its own
         frame.shared.sizes[name] = int(size.constant)
         frame.dims[name] = Axis(name, Dim.of(name))
@@ -103,17 +108,18 @@ def _sized(number: Fraction, span: Span, frame: Frame) -> Dim | None:
         return None
 
 
-def _check_whole(name: str, size: Dim, span: Span, frame: Frame) -> None:
+def _is_whole(name: str, size: Dim, span: Span, frame: Frame) -> bool:
+    """Whether a size is a whole number from 1, as far as is known before data comes; reports one that is not."""
     try:
         value = size.evaluate(frame.shared.sizes)
     except KeyError:
-        return  # a dim of the data
+        return True  # a dim of the data
     except ZeroDivisionError:
         frame.report("DSK0115", "this divides by zero", span)
-        return
+        return False
     except DimSizeError as error:
         frame.report("DSK0131", str(error), span)
-        return
+        return False
     if value.denominator != 1:
         parts = [f"{n} = {show_number(frame.shared.sizes[n])}" for n in sorted(size.symbols())]
         notes = (("note", ", ".join(parts)),) if parts else ()
@@ -121,6 +127,7 @@ def _check_whole(name: str, size: Dim, span: Span, frame: Frame) -> None:
         frame.report("DSK0208", title, span, f"this is {show_number(value)}", notes=notes)
     elif value < 1:
         frame.report("DSK0208", f"`{name}` is at least 1", span, f"this is {show_number(value)}")
+    return value.denominator == 1 and value >= 1
 
 
 def _names(node: s.Expression) -> list[str]:

@@ -24,6 +24,7 @@ class Shared:
     used: set[int] = field(default_factory=set)  # indices of overrides that met something
     seen_paths: dict[str, list[str]] = field(default_factory=dict)  # calls and repeats by path, with what they take
     dim_spans: dict[str, Span] = field(default_factory=dict)
+    unsound_dims: set[str] = field(default_factory=set)  # that have no size, or none that makes sense
     unread_dims: bool = False  # some dims could not be read: an unknown one may only be one of those
     failed: bool = False  # something was reported, or had been before
 

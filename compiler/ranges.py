@@ -54,18 +54,18 @@ def check_ranges(record: Record, said: Said, problems: Diagnostics) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         outside = [x for x in numbers if isinstance(x, Fraction) and not range_.holds(x)]
         if outside:
-            report(option, f"`{option}` is {range_.text}", f"this is {show_number(outside[0])}")
+            report(option, f"`{option}` must be {range_.text}", f"this is {show_number(outside[0])}")
     if record.name in ("adamw", "lion"):
         betas = record["betas"]
         if isinstance(betas, tuple) and len(betas) != 2:
-            report("betas", "`betas` are two numbers", f"these are {len(betas)}")
+            report("betas", "`betas` must be two numbers", f"these are {len(betas)}")
     if record.name == "steps":
         at, factor = record["at"], record["factor"]
         if isinstance(at, tuple) and isinstance(factor, tuple):
             if len(at) != len(factor):
-                report("at", "`at` and `factor` go in pairs", f"{len(at)} places and {len(factor)} factors")
+                report("at", "`at` and `factor` must go in pairs", f"{len(at)} places and {len(factor)} factors")
             elif list(at) != sorted(at):
-                report("at", "`at` grows from one to the next", "")
+                report("at", "`at` must grow from one to the next", "")
 
 
 def _place(said: Said, option: str) -> Span:

@@ -15,10 +15,14 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Source:
-    """A file as it was read; `path` is how diagnostics call it. Lines end at `\\n`, or at `\\r\\n`."""
+    """A file as it was read; `path` is how diagnostics call it. Lines end at `\\n`, or at `\\r\\n`.
+
+    `library`: it is one of the standard library's.
+    """
 
     path: str
     text: str
+    library: bool = False
 
     @cached_property
     def line_starts(self) -> tuple[int, ...]:

@@ -111,7 +111,7 @@ def test_a_resumed_run_is_the_unbroken_one(text: str) -> None:
 def test_it_learns_and_samples(tmp_path: Path) -> None:
     text = MODEL.format(
         inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
-        microbatch="", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2, clip: 1.0)", schedule="cosine(warmup: 5)",
+        microbatch="", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2, clip: 1.0)", schedule="cosine()",
     )  # fmt: skip
     small = compiled(text, tmp_path)
     run = tmp_path / "run"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 
-from ..ir import Op, Region, Value, free_values
+from ..ir import Op, Region, Value, captures, free_values
 from ..ops.experts import Experts
 from ..ops.structure import Block, Extern, Repeat
 from ..ops.weights import Weights
@@ -39,9 +39,10 @@ class Classes:
         key = id(region)
         if key in self.by_region:
             return self.by_region[key]
-        outer, self.site = self.site, user_site(span, self.site)
+        outer, site = self.site, user_site(span, self.site)
+        self.site = site
         writer = ClassBody(self, region, op)
-        body = [line.within(self.site) for line in writer.lines()]
+        body = writer.lines()
         self.site = outer
         text = "\n".join(line.text for line in body)
         if text in self.made:
@@ -55,7 +56,7 @@ class Classes:
         if doc:
             head += [Line(line, span) for line in docstring(doc)]
             head.append(Line(""))
-        self.made[text] = (name, [*head, *body])
+        self.made[text] = (name, [line.within(site) for line in (*head, *body)])
         self.by_region[key] = name
         if writer.computing:
             self.computing.add(name)
@@ -75,11 +76,7 @@ class Classes:
 
 def user_site(span: Span, around: Span | None) -> Span | None:
     """The place of a call in the user's own files: its own, or that of the library's call around it."""
-    return around if is_library(span) else span
-
-
-def is_library(span: Span) -> bool:
-    return span.source.path.startswith("std/")
+    return around if span.source.library else span
 
 
 def docstring(doc: str, indent: str = "    ") -> list[str]:
@@ -121,7 +118,7 @@ class ClassBody:
         parameters = ["self"]
         for value in self.region.arguments:
             parameters.append(f"{function.bind(value, parameter=True)}: Tensor")
-        parameters += capture_parameters(function, self.region, free_values(self.region), self.classes)
+        parameters += capture_parameters(function, self.op, captures(self.op), self.classes)
         if isinstance(self.op.attributes, Experts):
             return self.experts_forward(function, parameters)
         function.region(self.region)
@@ -182,9 +179,12 @@ def return_lines(results: list[Text], span: Span) -> list[Line]:
 
 
 def capture_parameters(
-    function: Function, region: Region, outside: tuple[Value, ...], classes: Classes, imported: bool = False
+    function: Function, op: Op, outside: tuple[Value, ...], classes: Classes, imported: bool = False
 ) -> list[str]:
-    """Parameters for what a body sees from outside, which the function learns to call by these names."""
+    """Parameters for what a body of `op` sees from outside, which the function learns to call by these names.
+
+    All variants of a repeat take what any of them sees: the loop calls them alike.
+    """
     parameters = []
     for value in outside:
         owner = function.names.owners.get(value)
@@ -194,16 +194,16 @@ def capture_parameters(
         elif not is_below(owner.path, function.path):
             name = function.receive(value)
             if name is not None:
-                parameters.append(f"{name}: {_module_class(function.names, value, region, classes, imported)}")
+                parameters.append(f"{name}: {_module_class(function.names, value, op, classes, imported)}")
     return parameters
 
 
-def _module_class(names: Names, weight: Value, region: Region, classes: Classes, imported: bool) -> str:
-    """The class of the module that holds a weight, as the body that it is passed to knows it."""
+def _module_class(names: Names, weight: Value, op: Op, classes: Classes, imported: bool) -> str:
+    """The class of the module that holds a weight, as the bodies that it is passed to know it."""
     path = names.module_path(weight)
     if path == names.owners[weight].path:
         return names.use("dskc.runtime.modules", names.owners[weight].module)
-    made = classes.by_region[id(find_block(region, path).regions[0])]
+    made = _class_of(classes, find_block(op.regions, path))
     return names.use(".model", made) if imported else made
 
 
@@ -225,7 +225,7 @@ def module_lines(classes: Classes, region: Region, path: str) -> list[Line]:
             continue
         name, _, deeper = below(attributes.path, path).partition(".")
         if deeper:
-            op = find_block(region, f"{path}.{name}" if path else name)
+            op = find_block((region,), f"{path}.{name}" if path else name)
         if name in seen:
             _register(classes, op)
             continue

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from pathlib import Path
+
+from dskc.dsl.source import Source
 
 from .. import __version__
 from ..checkpoint_map import checkpoint_rules
@@ -15,7 +18,7 @@ from ..passes.memory import memory
 from ..passes.recipes import default_train
 from ..pipeline import Compiled, lower
 from ..program import Program
-from .classes import Classes, is_library
+from .classes import Classes
 from .function import Line
 from .model import emit_model, output_fields
 from .names import Names
@@ -61,12 +64,11 @@ def _map(lines: list[Line], offset: int, compiled: Compiled) -> dict[str, list[s
     for number, line in enumerate(lines, start=offset + 1):
         if line.span is None:
             continue
-        place = line.site if line.site is not None and is_library(line.span) else line.span
+        place = line.site if line.site is not None and line.span.source.library else line.span
         text = place.source.line_text(place.line).strip()
         if place is not line.span:
             text += f"  (in {line.span.source.path}:{line.span.line})"
-        path = shown_path(compiled.program) if place.source is compiled.program.main else place.source.path
-        entry: list[str | int] = [path, place.line, text]
+        entry: list[str | int] = [_shown(place.source, compiled.program), place.line, text]
         if entry != last:
             found[str(number)] = last = entry
     return found
@@ -132,7 +134,7 @@ def program_hash(program: Program, settings: tuple[str, ...]) -> str:
     """Of the spec, the files of the user's that it imports, and what was set on the command line."""
     digest = hashlib.sha256()
     for source in program.sources:
-        if not source.path.startswith("std/"):
+        if not source.library:
             digest.update(source.text.encode())
             digest.update(b"\0")
     for setting in settings:
@@ -142,5 +144,13 @@ def program_hash(program: Program, settings: tuple[str, ...]) -> str:
 
 def shown_path(program: Program) -> str:
     """The spec's path as generated files give it: with its folder when that is `specs`, never more of the machine's."""
-    path = Path(program.main.path)
-    return f"specs/{path.name}" if path.resolve().parent.name == "specs" else path.name
+    return _shown(program.main, program)
+
+
+def _shown(source: Source, program: Program) -> str:
+    """A file's path relative to the spec's folder, with that folder when it is called `specs`."""
+    if source.library:
+        return source.path
+    home = Path(program.main.path).resolve().parent
+    path = os.path.relpath(Path(source.path).resolve(), home)
+    return Path(f"specs/{path}" if home.name == "specs" else path).as_posix()

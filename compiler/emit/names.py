@@ -108,11 +108,10 @@ def body_path(op: Op) -> str:
     return f"{path}.*" if isinstance(op.attributes, Repeat) else path
 
 
-def find_block(region: Region, path: str) -> Op:
-    """The use, somewhere in a region, of the block whose weights stand at a path."""
-    return next(
-        op for op, _ in walk(region) if isinstance(op.attributes, Block | Experts) and op.attributes.path == path
-    )
+def find_block(regions: tuple[Region, ...], path: str) -> Op:
+    """The use, somewhere in these regions, of the block whose weights stand at a path."""
+    ops = (op for region in regions for op, _ in walk(region))
+    return next(op for op in ops if isinstance(op.attributes, Block | Experts) and op.attributes.path == path)
 
 
 def is_below(path: str, around: str) -> bool:

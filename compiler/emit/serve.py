@@ -41,7 +41,7 @@ class ServeFile:
         function = Serving(self.names, body_path(op), op.span, serving=True, indent="    ", file=self)
         parameters = [f"self: {made}"]
         parameters += [f"{function.bind(value, parameter=True)}: Tensor" for value in region.arguments]
-        parameters += capture_parameters(function, region, serving_captures(region), self.classes, imported=True)
+        parameters += capture_parameters(function, op, serving_captures(op), self.classes, imported=True)
         parameters.append("cache: Cache")
         wanted = region.results[: kept_results(op)]
         function.part(region, wanted)
@@ -71,16 +71,9 @@ def keeps(op: Op) -> bool:
     )
 
 
-def serving_captures(region: Region) -> tuple[Value, ...]:
-    """What a body sees from outside while serving: there are no documents to tell apart."""
-    found: dict[Value, None] = {}
-    inside = set(region.arguments)
-    for op in region.ops:
-        for value in (*op.operands, *captures(op)):
-            if value not in inside and value.name != "documents":
-                found[value] = None
-        inside |= set(op.results)
-    return tuple(found)
+def serving_captures(op: Op) -> tuple[Value, ...]:
+    """What bodies see from outside while serving: there are no documents to tell apart."""
+    return tuple(value for value in captures(op) if value.name != "documents")
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ def _hoist(region: Region, top: bool = True) -> tuple[Region, list[Op]]:
         for inner in op.regions:
             made, out = _hoist(inner, top=False)
             regions.append(made)
-            risen += out
+            risen += [_called_from(op, inner_op) for inner_op in out]
         for candidate in (*risen, op if not op.regions else with_regions(op, tuple(regions))):
             attributes = candidate.attributes
             assert isinstance(attributes, Operation)
@@ -36,6 +36,13 @@ def _hoist(region: Region, top: bool = True) -> tuple[Region, list[Op]]:
                 kept.append(candidate)
                 inside |= set(candidate.results)
     return Region(region.arguments, tuple(kept), region.results), moved
+
+
+def _called_from(block: Op, op: Op) -> Op:
+    """An operation that leaves a block of the library stands for the call of it, not for the library's line."""
+    if isinstance(block.attributes, Block) and op.span.source.library:
+        return Op(op.attributes, op.operands, op.results, block.span, op.regions)
+    return op
 
 
 def with_regions(op: Op, regions: tuple[Region, ...]) -> Op:

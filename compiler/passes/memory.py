@@ -6,11 +6,11 @@ recomputation that are chosen then; see `runtime/train/ledger.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from dskc.dsl.dims import Dim
 
-from ..ir import DType, Graph, Op, Region, Value, walk
+from ..ir import DType, Graph, Op, Region, Value, captures, walk
 from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.experts import Experts
@@ -63,7 +63,7 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
     for op in graph.body.ops:
         if isinstance(op.attributes, Repeat):
             repeats.append(_repeat(op, sizes))
-            top.save(op.operands)
+            top.save((*op.operands, *captures(op)))
         else:
             top.op(op)
     names = {term.result for term in recipe.objective if term.result}
@@ -150,10 +150,12 @@ class _Count:
                 self.op(inner)
             self.same.update(zip(op.results, region.results, strict=True))
         elif isinstance(attributes, Repeat):
+            self.save((*op.operands, *captures(op)))
             for region, count in zip(op.regions, attributes.region_counts, strict=True):
-                for _ in range(count):
-                    for inner in region.ops:
-                        self.op(inner)
+                one = _Count(self.sizes)
+                one.region(region)
+                for kind, amount in zip(("compute", "fp32", "byte"), astuple(one.total()), strict=True):
+                    self.extra[kind] = self.extra.get(kind, 0) + count * amount
         elif isinstance(attributes, Experts):
             for inner in op.regions[0].ops:
                 self.op(inner)
@@ -180,7 +182,7 @@ class _Count:
     def total(self) -> Saved:
         compute = self.extra.get("compute", 0)
         fp32 = self.extra.get("fp32", 0)
-        other = self.extra.get("int64", 0) * 8 + self.extra.get("bool", 0)
+        other = self.extra.get("int64", 0) * 8 + self.extra.get("bool", 0) + self.extra.get("byte", 0)
         for value in self.saved:
             if value in self.outer:
                 continue

@@ -124,7 +124,7 @@ class _Resolver:
 
     def _library_file(self, path: Path) -> Scope:
         if path not in self.scopes:
-            self._load(read_source(path, f"std/{path.name}"), path, library=True)
+            self._load(replace(read_source(path, f"std/{path.name}"), library=True), path, library=True)
         return self.scopes[path]
 
     def _file(self, name: s.String, user: Path) -> Scope | None:
@@ -138,7 +138,7 @@ class _Resolver:
         try:
             library = user.is_relative_to(LIBRARY)
             shown = f"std/{path.name}" if library else str(Path(name.span.source.path).parent / name.value)
-            source = read_source(path, shown)
+            source = replace(read_source(path, shown), library=library)
         except DiagnosticError as error:
             for found in error.diagnostics:
                 self.problems.add(replace(found, span=name.span, label=""))

@@ -212,7 +212,8 @@ class Calls:
             frame.report(error.code, f"the weights of `{signature.name}` cannot be called so", span, str(error))
         except ShapeError as error:
             place = spans.get(error.argument or "", span)
-            title = f"`{signature.name}`: {error}"
+            said = str(error)
+            title = said if said.startswith(f"`{signature.name}`") else f"`{signature.name}`: {said}"
             given = values.get(error.argument or "")
             label = f"this is {_shape(given)}" if isinstance(given, Value) else ""
             frame.report(error.code, title, place, label)

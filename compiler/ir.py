@@ -48,6 +48,13 @@ class TensorType:
     dtype: DType = DType.COMPUTE
 
     def __str__(self) -> str:
+        """As specs write it: `[B, S, D]`, `ids[B, S]`."""
+        shape = f"[{', '.join(str(axis.size) for axis in self.axes)}]"
+        return f"ids{shape}" if self.dtype is DType.INT64 else shape
+
+    @property
+    def typed(self) -> str:
+        """With its dtype, as graphs are printed."""
         return f"{self.dtype}[{', '.join(str(axis.size) for axis in self.axes)}]"
 
     def with_axes(self, axes: tuple[Axis, ...]) -> TensorType:

@@ -20,7 +20,7 @@ class _Printer:
     def graph(self, graph: Graph) -> list[str]:
         dims = ", ".join(f"{d.name} = {d.equation}" if d.equation else f"{d.name} = {d.value}" for d in graph.dims)
         inputs = ", ".join(
-            f"{self.name(v, n)}: {v.type}" for n, v in zip(graph.inputs, graph.body.arguments, strict=True)
+            f"{self.name(v, n)}: {v.type.typed}" for n, v in zip(graph.inputs, graph.body.arguments, strict=True)
         )
         lines = [f"model {graph.name}({inputs}) {{", f"  dims {dims}"]
         lines += self.body(graph.body, "  ")
@@ -48,7 +48,7 @@ class _Printer:
             return [f"{indent}{names} = weights {detail}"]
         blocks = [self.region(region, i, op, indent) for i, region in enumerate(op.regions)]
         results = ", ".join(self.name(v) for v in op.results)
-        types = ", ".join(str(v.type) for v in op.results)
+        types = ", ".join(v.type.typed for v in op.results)
         head = f"{indent}{results} = {op.kind} {operands}".rstrip()
         head += f" {{{detail}}}" if detail else ""
         head += f" : {types}" if types else ""
@@ -57,7 +57,7 @@ class _Printer:
         return [f"{head} (", *(line for block in blocks for line in block), f"{indent})"]
 
     def region(self, region: Region, number: int, op: Op, indent: str) -> list[str]:
-        arguments = ", ".join(f"{self.name(v)}: {v.type}" for v in region.arguments)
+        arguments = ", ".join(f"{self.name(v)}: {v.type.typed}" for v in region.arguments)
         label = f"{indent}  ({arguments})"
         if isinstance(op.attributes, Repeat) and len(op.regions) > 1:
             label += f" x {op.attributes.region_counts[number]}"

@@ -14,14 +14,14 @@ from .ir import Axis, DType, TensorType, Value
 _ELEMENTS = {"ids": DType.INT64, "ints": DType.INT64}
 
 
-def element(kind: s.Type, frame: Frame) -> DType:
-    """The dtype that a declared type names: floating point unless it says otherwise."""
+def element(kind: s.Type, frame: Frame) -> DType | None:
+    """The dtype that a declared type names: floating point unless it says otherwise. None when it was reported."""
     if kind.element is None:
         return DType.COMPUTE
     if kind.element.text not in _ELEMENTS:
         label = f"one of {', '.join(_ELEMENTS)}, or nothing for floating point"
         frame.report("DSK0101", f"no element type is called `{kind.element.text}`", kind.element.span, label)
-    return _ELEMENTS.get(kind.element.text, DType.COMPUTE)
+    return _ELEMENTS.get(kind.element.text)
 
 
 def bind_type(param: s.Param, value: Value, inner: Frame, outer: Frame, place: Span, evaluator: Evaluator) -> bool:
@@ -100,7 +100,8 @@ def declared_type(kind: s.Type, inner: Frame, evaluator: Evaluator) -> TensorTyp
         if axis is None:
             return None
         axes.append(axis)
-    return TensorType(tuple(axes), element(kind, inner))
+    dtype = element(kind, inner)
+    return None if dtype is None else TensorType(tuple(axes), dtype)
 
 
 def _spelled(kind: s.Type) -> str:

@@ -69,7 +69,6 @@ CODES: dict[str, str] = {
     "DSK0160": "an extern block states an unknown cost",
     # recipes
     "DSK0170": "a section has no such key",
-    "DSK0171": "a section lacks a key",
     "DSK0172": "a unit does not fit",
     "DSK0173": "an objective cannot be read",
     "DSK0174": "a checkpoint map cannot be read",

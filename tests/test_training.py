@@ -1,4 +1,4 @@
-"""Generated trainers on real text: they learn, a resumed run is the unbroken one bit for bit, and what was trained samples."""
+"""Generated trainers on real text: they learn, a resumed run is the unbroken one bit for bit, what was trained samples."""
 
 from __future__ import annotations
 

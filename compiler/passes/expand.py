@@ -94,6 +94,7 @@ class _Expander:
                     frame.dims[node.text] = Axis(node.text, Dim.of(node.text))
                     frame.bound_at[node.text] = node.span
             kind = declared_type(param.kind, frame, self.evaluator)
+            frame.names[param.name.text] = POISON
             if kind is not None:
                 value = Value(kind, param.name.text)
                 frame.builder.inputs[param.name.text] = value

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command import dskc
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dskc.compiler.cli import main
 from dskc.runtime.serve.cache import Cache
 from dskc.runtime.train import Batch, load_model
 from dskc.runtime.weights import export_weights
@@ -32,11 +32,6 @@ class Ours:
     serve: ModuleType
     trainer: ModuleType
     rules: list[dict[str, object]]
-
-
-def dskc(*arguments: str | Path) -> Result:
-    """The command `dskc`, within this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def import_(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = ()) -> Result:

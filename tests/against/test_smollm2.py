@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from differential import TOLERANCE, Ours, decoded, dskc, error, imported, logits
+from command import dskc
+from differential import TOLERANCE, Ours, decoded, error, imported, logits
 from families import SPECS
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel

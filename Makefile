@@ -34,6 +34,8 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	mkdir -p build/types && ln -sfn $(CURDIR) build/types/dskc
+	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases --namespace-packages -p dskc.dsl -p dskc.compiler -p dskc.runtime
 	$(BIN)/dskc check $(SPECS)
 	$(BIN)/dskc fmt --check $(SPECS) dsl/std/*.dsk
 	$(BIN)/dskc compile --check $(SPECS)

@@ -13,7 +13,7 @@ from .evaluate import Evaluator, describe
 from .frame import Frame
 from .ir import Axis, Value
 from .sections import UNITS
-from .signature import REQUIRED, Kind, Parameter, Record, Signature
+from .signature import DTYPES, REQUIRED, Kind, Parameter, Record, Signature
 from .values import POISON, ArrowValue, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
 
 _VALUE_KINDS = {
@@ -205,22 +205,34 @@ class Binder:
         return POISON
 
     def _word(self, p: Parameter, node: s.Expression, frame: Frame) -> Expressed:
-        if isinstance(node, s.Path) and len(node.parts) == 1:
-            name = node.text
-            if name in frame.names and (name not in p.choices):
-                return frame.names[name]
-            if name in p.choices or not p.choices:
-                return name
-            near = did_you_mean(name, p.choices)
-            label = f"did you mean `{near}`?" if near else f"one of {', '.join(p.choices)}"
-            frame.report("DSK0132", f"`{p.name}` cannot be `{name}`", node.span, label)
+        choices = p.choices or (DTYPES if p.kind is Kind.DTYPE else ())
+        if not isinstance(node, s.Path) or len(node.parts) > 1:
+            wanted = f"one of {', '.join(choices)}" if choices else "a word"
+            frame.report("DSK0126", f"`{p.name}` is {wanted}", node.span)
             return POISON
-        frame.report("DSK0126", f"`{p.name}` is one of {', '.join(p.choices)}", node.span)
+        word = node.text
+        if word in frame.names and word not in choices:
+            given = frame.names[word]
+            if isinstance(given, Poison) or (given is None and p.default is None):
+                return given
+            if not isinstance(given, str):
+                frame.report("DSK0126", f"`{p.name}` is {p.kind.value}", node.span, f"this is {describe(given)}")
+                return POISON
+            word = given
+        if not choices or word in choices:
+            return word
+        near = did_you_mean(word, choices)
+        label = f"did you mean `{near}`?" if near else f"one of {', '.join(choices)}"
+        frame.report("DSK0132", f"`{p.name}` cannot be `{word}`", node.span, label)
         return POISON
 
     def _record(self, p: Parameter, node: s.Expression, frame: Frame) -> Expressed:
         if isinstance(node, s.Path) and node.text in frame.names:
-            return frame.names[node.text]
+            given = frame.names[node.text]  # of no kind that a block's parameters can be of
+            if isinstance(given, Poison) or (given is None and p.default is None):
+                return given
+            frame.report("DSK0126", f"`{p.name}` is {p.kind.value}", node.span, f"this is {describe(given)}")
+            return POISON
         callee = node.callee if isinstance(node, s.Call) else node if isinstance(node, s.Path) else None
         names = [r.name for r in p.records]
         if callee is None:

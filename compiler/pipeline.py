@@ -45,6 +45,7 @@ def check(path: Path, settings: tuple[str, ...] = (), source: Source | None = No
     graphs: dict[str, Graph] = {}
     for model in program.models.values():
         graph = _front(model, problems)
+        assert graph is not None or problems.has_errors, f"{model.name.text} is given up without a word"
         if graph is not None:
             graphs[model.name.text] = graph
     return Compiled(program, graphs, recipes(program, graphs, problems), problems)

@@ -1,4 +1,4 @@
-"""Generated trainers on real text: they learn, a resumed run is the unbroken one bit for bit, what was trained samples."""
+"""Generated trainers on real text: they learn, a resumed run is the unbroken one bit for bit, and they sample."""
 
 from __future__ import annotations
 
@@ -144,3 +144,15 @@ def test_a_model_without_a_recipe_says_which_one_it_trains_with(
     assert (said.tokens, said.sequences, said.length, said.precision) == (
         recipe.tokens, recipe.sequences, recipe.length, recipe.precision,
     )  # fmt: skip
+
+
+def test_the_microbatch_of_a_recipe_reaches_its_trainer(tmp_path: Path) -> None:
+    text = MODEL.format(
+        inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
+        microbatch=", microbatch = 1", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2)", schedule="cosine()",
+    )  # fmt: skip
+    small = compiled(text, tmp_path)
+    assert small.trainer().PLANS["default"].microbatch == 1
+    run = tmp_path / "run"
+    train(small, "--data", str(corpus(tmp_path)), "--steps", "1", "--out", str(run))
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["microbatch"] == 1

@@ -270,27 +270,26 @@ def _module_list(classes: Classes, op: Op, name: str) -> list[str]:
     wanted = [item] if len(op.regions) == 1 else _variant_names(op, item)
     made = [classes.of_region(r, w, None, op) for r, w in zip(op.regions, wanted, strict=True)]
     instances = [classes.instance(m) for m in made]
-    return [f"        {line}" for line in _list_lines(name, made, instances, attributes.variants)]
+    return _list_lines("        ", name, made, instances, attributes.variants)
 
 
-def _list_lines(name: str, made: list[str], instances: list[str], variants: tuple[int, ...]) -> list[str]:
+def _list_lines(indent: str, name: str, made: list[str], instances: list[str], variants: tuple[int, ...]) -> list[str]:
     """The statement that fills a repeat's list: a comprehension, a few runs, or what comes again and again."""
     count = len(variants)
     head = f"self.{name} = nn.ModuleList"
     if len(instances) == 1:
-        return [f"{head}([{instances[0]} for _ in range({count})])"]
+        return [f"{indent}{head}([{instances[0]} for _ in range({count})])"]
     runs = _runs(variants)
     told = {"compute" if instance.endswith("(compute)") else "" for instance in instances}
-    if len(runs) <= 3 or len(told) > 1:
-        parts = tuple(_run(instances[v], n) for v, n in runs)
-        return fit("", head, (f"[{', '.join(parts)}]",), "")
     first, period = _period(variants)
-    kinds = f"kinds = ({', '.join(made[v] for v in variants[first : first + period])})"
+    if len(runs) <= 3 or period == 1 or len(told) > 1:
+        return fit(indent, head, (f"[{', '.join(_run(instances[v], n) for v, n in runs)}]",), "")
+    kinds = fit(indent, "kinds = ", tuple(made[v] for v in variants[first : first + period]), "")
     index = "i" if period == count - first else f"i % {period}"
     each = f"kinds[{index}]({told.pop()}) for i in range({count - first})"
     before = tuple(_run(instances[v], n) for v, n in _runs(variants[:first]))
     items = f"[{', '.join((*before, f'*({each})'))}]" if before else f"[{each}]"
-    return [kinds, *fit("", head, (items,), "")]
+    return [*kinds, *fit(indent, head, (items,), "")]
 
 
 def _run(instance: str, count: int) -> str:
@@ -301,9 +300,10 @@ def _period(variants: tuple[int, ...], most: int = 64) -> tuple[int, int]:
     """From where on the variants repeat themselves, and after how many: the choice that spells the fewest."""
     count = len(variants)
     best = (count, 0, count)
-    for period in range(1, min(count, most)):
+    for period in range(1, min(count // 2, most) + 1):
         first = next((i + 1 for i in reversed(range(count - period)) if variants[i] != variants[i + period]), 0)
-        best = min(best, (len(_runs(variants[:first])) + period, first, period))
+        if first + 2 * period <= count:
+            best = min(best, (len(_runs(variants[:first])) + period, first, period))
     return best[1:]
 
 

@@ -55,7 +55,7 @@ def emit_train(
         objective_lines=_objective(graph, recipe.objective),
         imports=imports,
         recipe_fields=_recipe(graph, recipe, spec, spec_hash),
-        plans=[(plan.name, _plan(plan, recipe, ledger)) for plan in plans],
+        plans=_plans(plans, recipe, ledger),
         ledger=_ledger(ledger),
         init=f"optim.{recipe.init.name}(std={_float(recipe.init['std'])})",
         optimizer=_optimizer(recipe.optimizer),
@@ -133,12 +133,21 @@ def _spelled(record: Record) -> str:
     return f"{record.name}({', '.join(f'{k}: {one(v)}' for k, v in record.arguments if v is not None)})"
 
 
+def _plans(plans: list[PlanRecipe], recipe: TrainRecipe, ledger: Memory) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The plans by name; one called `default` carries what the recipe itself says of how to run."""
+    found = [(plan.name, _plan(plan, recipe, ledger)) for plan in plans]
+    if recipe.microbatch is not None and all(name != "default" for name, _ in found):
+        found.insert(0, ("default", [("microbatch", number(recipe.microbatch))]))
+    return found
+
+
 def _plan(plan: PlanRecipe, recipe: TrainRecipe, ledger: Memory) -> list[tuple[str, str]]:
     layers = sum(repeat.count for repeat in ledger.repeats)
     recompute = {"auto": '"auto"', "none": "0", "full": str(layers)}[plan.recompute]
     fields = [("device", f'"{plan.device}"' if plan.device else "None"), ("devices", number(plan.devices))]
-    if plan.microbatch is not None:
-        fields.append(("microbatch", number(plan.microbatch)))
+    microbatch = plan.microbatch if plan.microbatch is not None else recipe.microbatch
+    if microbatch is not None:
+        fields.append(("microbatch", number(microbatch)))
     merged = Precision(
         *(
             getattr(plan.precision, f) or getattr(recipe.precision, f)

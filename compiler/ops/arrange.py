@@ -10,7 +10,7 @@ from dskc.dsl.dims import Dim
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved, ShapeError, floating
+from .base import Operation, Saved, ShapeError, check_all_but_last, common_dtype, last_axis
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -29,8 +29,9 @@ class Split(Operation):
         total = Dim.of(0)
         for axis in self.into:
             total = total + axis.size
-        if total != x.axes[-1].size:
-            raise ShapeError(f"the parts make `{total}`, and the axis is `{x.axes[-1].size}`", "into")
+        whole = last_axis(x, "x").size
+        if total != whole:
+            raise ShapeError(f"the parts make `{total}`, and the axis is `{whole}`", "into")
         return tuple(x.with_axes((*x.axes[:-1], axis)) for axis in self.into)
 
     def emit(self, call: Call) -> Text:
@@ -44,14 +45,13 @@ class Concat(Operation):
 
     def infer(self, *parts: TensorType) -> tuple[TensorType, ...]:
         first = parts[0]
-        for part in parts[1:]:
-            if tuple(a.size for a in part.axes[:-1]) != tuple(a.size for a in first.axes[:-1]):
-                raise ShapeError(f"only the last axis may differ between {first} and {part}")
+        for part in parts:
+            check_all_but_last(first, part)
         size = Dim.of(0)
         for part in parts:
             size = size + part.axes[-1].size
         names = "".join(dict.fromkeys(part.axes[-1].name for part in parts))
-        return (TensorType((*first.axes[:-1], Axis(names, size)), floating(*parts)),)
+        return (TensorType((*first.axes[:-1], Axis(names, size)), common_dtype(*parts)),)
 
     def emit(self, call: Call) -> Text:
         return call.reference("concat")(*call.operands)
@@ -96,8 +96,7 @@ class Gather(Operation):
     def infer(self, x: TensorType, index: TensorType) -> tuple[TensorType, ...]:
         if index.dtype is not DType.INT64:
             raise ShapeError(f"`gather` needs integer indices, and gets {index}", "index")
-        if tuple(a.size for a in x.axes[:-1]) != tuple(a.size for a in index.axes[:-1]):
-            raise ShapeError(f"only the last axis may differ between {x} and {index}", "index")
+        check_all_but_last(x, index, "index")
         return (index.with_dtype(x.dtype),)
 
     def saved(self, op: Op) -> Saved:

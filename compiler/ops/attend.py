@@ -13,7 +13,7 @@ from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
 from ..values import Mask
 from .arrange import concatenated
-from .base import Operation, Saved, ShapeError
+from .base import Operation, Saved, ShapeError, check_floating
 from .elementwise import _probability
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Attend(Operation):
 
     def infer(self, q: TensorType, k: TensorType, v: TensorType, *documents: TensorType) -> tuple[TensorType, ...]:
         for name, t in (("q", q), ("k", k), ("v", v)):
+            check_floating(t, name)
             if len(t.axes) != 4:
                 raise ShapeError(f"`attend` needs [B, S, H, E], and `{name}` is {t}", name)
         if q.axes[-1].size != k.axes[-1].size:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
 
-from ..ir import Attributes, Axis, DType, Op, TensorType, Value
+from ..ir import FLOATING, Attributes, Axis, DType, Op, TensorType, Value
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -93,10 +93,29 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def floating(*types: TensorType) -> DType:
-    """The dtype that floating operands meet in: the wider wins, fp32 over the compute dtype."""
+def common_dtype(*types: TensorType) -> DType:
+    """The dtype that operands meet in: the wider wins, fp32 over the compute dtype, any of them over integers."""
     dtypes = {t.dtype for t in types}
-    for dtype in (DType.FP32, DType.PARAMS, DType.COMPUTE, DType.BF16, DType.FP16):
-        if dtype in dtypes:
-            return dtype
-    return DType.COMPUTE
+    order = (DType.FP32, DType.PARAMS, DType.COMPUTE, DType.BF16, DType.FP16, DType.INT64, DType.BOOL)
+    return next(dtype for dtype in order if dtype in dtypes)
+
+
+def last_axis(x: TensorType, argument: str) -> Axis:
+    """The last axis. Raises ShapeError for a single number, which has none."""
+    if not x.axes:
+        raise ShapeError("this works along the last axis, and a single number has none", argument)
+    return x.axes[-1]
+
+
+def check_floating(x: TensorType, argument: str) -> None:
+    """Raises ShapeError for integers."""
+    if x.dtype not in FLOATING:
+        raise ShapeError(f"this needs floating point, and gets {x}", argument)
+
+
+def check_all_but_last(x: TensorType, other: TensorType, argument: str | None = None) -> None:
+    """Raises ShapeError unless `other` has the axes of `x`, but for the last."""
+    last_axis(x, "x")
+    last_axis(other, argument or "x")
+    if tuple(a.size for a in x.axes[:-1]) != tuple(a.size for a in other.axes[:-1]):
+        raise ShapeError(f"only the last axis may differ between {x} and {other}", argument)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..ir import DType, Op, TensorType, Value
+from ..ir import FLOATING, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved, ShapeError, floating
+from .base import Operation, Saved, ShapeError, check_floating, common_dtype, last_axis
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -29,6 +29,8 @@ class Elementwise(Operation):
         return self.operator
 
     def infer(self, x: TensorType, *other: TensorType) -> tuple[TensorType, ...]:
+        if not all(t.dtype in FLOATING for t in (x, *other)):
+            self._check_integers(x, *other)
         if not other:
             return (x,)
         longer, shorter = (x, other[0]) if len(x.axes) >= len(other[0].axes) else (other[0], x)
@@ -36,7 +38,13 @@ class Elementwise(Operation):
         for a, b in zip(longer.axes[skip:], shorter.axes, strict=True):
             if a.size != b.size:
                 raise ShapeError(f"{_shape(x)} and {_shape(other[0])} do not meet: `{a.size}` is not `{b.size}`")
-        return (TensorType(longer.axes, floating(x, other[0])),)
+        return (TensorType(longer.axes, common_dtype(x, other[0])),)
+
+    def _check_integers(self, *operands: TensorType) -> None:
+        """Integers alone give integers; with a tensor of floating point they give that."""
+        alone = not any(t.dtype in FLOATING for t in operands)
+        if alone and (self.operator == "div" or not float(self.by or 0).is_integer()):
+            raise ShapeError(f"{' and '.join(map(str, operands))} cannot give fractions: they are integers")
 
     def saved(self, op: Op) -> Saved:
         if len(op.operands) == 2 and self.operator in ("mul", "div"):
@@ -70,8 +78,7 @@ class Activation(Operation):
         return self.function
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
-        if x.dtype in (DType.INT64, DType.BOOL):
-            raise ShapeError(f"`{self.function}` needs floating point, and gets {x}", "x")
+        check_floating(x, "x")
         return (x,)
 
     def saved(self, op: Op) -> Saved:
@@ -89,6 +96,8 @@ class Softmax(Operation):
     """Over the last axis, in fp32 at least."""
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
+        last_axis(x, "x")
         return (x,)
 
     def saved(self, op: Op) -> Saved:
@@ -107,6 +116,7 @@ class Softcap(Operation):
     cap: float
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
         return (x,)
 
     def saved(self, op: Op) -> Saved:
@@ -124,6 +134,7 @@ class Dropout(Operation):
     pure: ClassVar[bool] = False
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
         return (x,)
 
     def saved(self, op: Op) -> Saved:

@@ -12,7 +12,7 @@ from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
 from ..values import BlockValue, Size
-from .base import Operation, Saved, ShapeError
+from .base import Operation, Saved, ShapeError, check_all_but_last, check_floating
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -31,6 +31,13 @@ class Experts(Operation):
         return (self.count.size,)
 
     def infer(self, x: TensorType, chosen: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
+        check_floating(weight, "weight")
+        if chosen.dtype is not DType.INT64:
+            raise ShapeError(f"choices are integers, not {chosen}", "chosen")
+        check_all_but_last(x, chosen, "chosen")
+        if tuple(a.size for a in chosen.axes) != tuple(a.size for a in weight.axes):
+            raise ShapeError(f"there is a weight for each choice, {chosen}, and this is {weight}", "weight")
         return (x,)
 
     def verify(self, op: Op) -> None:
@@ -53,8 +60,8 @@ def _experts(site: Site) -> Value:
     block, count = site["block"], site["count"]
     if not isinstance(block, BlockValue) or not isinstance(count, Size):
         raise ShapeError("`experts` needs a block still to be applied, such as `swiglu(inner: F)`", "block")
-    if chosen.type.dtype is not DType.INT64:
-        raise ShapeError(f"choices are integers, not {chosen.type}", "chosen")
+    attributes = Experts(site.path, count.axis, block.name, block.doc)
+    (kind,) = attributes.infer(x.type, chosen.type, weight.type)
     inner = Builder(site.path, site.builder)
     if site.owner is not None:
         inner.home = site.owner.home
@@ -63,11 +70,15 @@ def _experts(site: Site) -> Value:
     inner.stack = count.axis
     inner.offsets = Value(TensorType((count.axis,), DType.INT64), "offsets")
     assert site.expand is not None
-    (y,) = site.expand(block, (rows,), inner, site.path)
+    y, *more = site.expand(block, (rows,), inner, site.path)
+    if more or tuple(a.size for a in y.type.axes) != tuple(a.size for a in rows.type.axes):
+        what = f"{1 + len(more)} results" if more else str(y.type)
+        raise ShapeError(f"an expert gives back what it gets, {rows.type}, and `{block.name}` gives {what}", "block")
+    if inner.losses:
+        raise ShapeError(f"an expert has no losses of its own, and `{block.name}` has", "block", code="DSK0190")
     if inner.owns and site.owner is None:
         site.builder.take(site.path, site.span)
-    attributes = Experts(site.path, count.axis, block.name, block.doc)
-    result = Value(x.type, site.name)
+    result = Value(kind, site.name)
     region = inner.region((rows, inner.offsets), (y,))
     site.builder.ops.append(Op(attributes, (x, chosen, weight), (result,), site.span, (region,)))
     return result

@@ -11,7 +11,7 @@ from ..ir import Axis, DType, Op, TensorType, Value, product
 from ..primitive import Primitive, Site
 from ..signature import DTYPES, REQUIRED, Kind, Parameter, Signature
 from ..values import ArrowValue
-from .base import Operation, Saved, ShapeError, floating
+from .base import Operation, Saved, ShapeError, check_floating, common_dtype, last_axis
 from .weights import Weight, flat
 
 if TYPE_CHECKING:
@@ -29,12 +29,15 @@ class Linear(Operation):
     grouped: bool = False
 
     def infer(self, x: TensorType, weight: TensorType, *rest: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
         count = len(self.source)
+        if len(x.axes) < count:
+            raise ShapeError(f"this maps {count} axes, and gets {x}", "x")
         lead, last = x.axes[: len(x.axes) - count], x.axes[len(x.axes) - count :]
         for found, wanted in zip(last, self.source, strict=True):
             if found.size != wanted.size:
                 raise ShapeError(f"this maps `{wanted.size}`, and gets an axis of `{found.size}`", "x")
-        return (TensorType((*lead, *self.target), self.compute or floating(x)),)
+        return (TensorType((*lead, *self.target), self.compute or common_dtype(x)),)
 
     def flops(self, op: Op) -> Dim:
         rows = product(a.size for a in op.operands[0].type.axes) / flat(self.source).size
@@ -84,9 +87,7 @@ def _arrow(site: Site, x: Value) -> ArrowValue:
     axes = site["axes"]
     assert isinstance(axes, ArrowValue)
     if axes.source is None:
-        return ArrowValue((x.type.axes[-1],), axes.target)
-    if len(axes.source) > len(x.type.axes):
-        raise ShapeError(f"this maps {len(axes.source)} axes, and gets {x.type}", "x")
+        return ArrowValue((last_axis(x.type, "x"),), axes.target)
     return axes
 
 

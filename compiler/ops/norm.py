@@ -10,7 +10,7 @@ from dskc.dsl.dims import Dim
 from ..ir import Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved
+from .base import Operation, Saved, check_floating, last_axis
 from .weights import Weight
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class RmsNorm(Operation):
     offset: float = 0.0
 
     def infer(self, x: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
         return (x,)
 
     def saved(self, op: Op) -> Saved:
@@ -41,6 +42,7 @@ class LayerNorm(Operation):
     eps: float
 
     def infer(self, x: TensorType, weight: TensorType, *bias: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
         return (x,)
 
     def saved(self, op: Op) -> Saved:
@@ -60,16 +62,17 @@ def _rms_norm(site: Site) -> Value:
     x = site.tensor("x")
     eps, offset = float(site.number("eps")), float(site.number("offset"))
     options = {"eps": eps, "offset": offset} if offset else {"eps": eps}
-    weight = Weight("weight", ((x.type.axes[-1],),), "ones" if not offset else "zeros")
+    weight = Weight("weight", ((last_axis(x.type, "x"),),), "ones" if not offset else "zeros")
     return site.add(RmsNorm(eps, offset), x, *site.weights("RMSNorm", weight, **options))
 
 
 def _layer_norm(site: Site) -> Value:
     x = site.tensor("x")
     eps, bias = float(site.number("eps")), bool(site["bias"])
-    weights = [Weight("weight", ((x.type.axes[-1],),), "ones")]
+    axis = last_axis(x.type, "x")
+    weights = [Weight("weight", ((axis,),), "ones")]
     if bias:
-        weights.append(Weight("bias", ((x.type.axes[-1],),), "zeros"))
+        weights.append(Weight("bias", ((axis,),), "zeros"))
     options = {"eps": eps} if bias else {"eps": eps, "bias": False}
     return site.add(LayerNorm(eps), x, *site.weights("LayerNorm", *weights, **options))
 

@@ -11,7 +11,7 @@ from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import REQUIRED, Default, Kind, Parameter, Record, Signature
 from ..values import Size
-from .base import Operation, Saved, ShapeError
+from .base import Operation, Saved, ShapeError, check_floating
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -110,6 +110,7 @@ SCALINGS = (
 
 def _rope(site: Site) -> Value:
     x = site.tensor("x")
+    check_floating(x.type, "x")
     if len(x.type.axes) < 3:
         raise ShapeError(f"`rope` needs [B, S, .., E], and gets {x.type}", "x")
     axis = x.type.axes[1]

@@ -10,7 +10,7 @@ from dskc.dsl.dims import Dim
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved, ShapeError
+from .base import Operation, Saved, ShapeError, check_all_but_last, check_floating, last_axis
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -23,6 +23,7 @@ class TopK(Operation):
     k: int
 
     def infer(self, score: TensorType) -> tuple[TensorType, ...]:
+        last_axis(score, "score")
         return (TensorType((*score.axes[:-1], Axis("K", Dim.of(self.k))), DType.INT64),)
 
     def emit(self, call: Call) -> Text:
@@ -34,6 +35,8 @@ class Normalize(Operation):
     """x / (sum(x) + 1e-20) over the last axis."""
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
+        last_axis(x, "x")
         return (x,)
 
     def saved(self, op: Op) -> Saved:
@@ -57,6 +60,10 @@ class Balance(Operation):
     def infer(self, score: TensorType, chosen: TensorType) -> tuple[TensorType, ...]:
         if chosen.dtype is not DType.INT64:
             raise ShapeError(f"choices are integers, not {chosen}", "chosen")
+        check_floating(score, "score")
+        check_all_but_last(score, chosen, "chosen")
+        if len(score.axes) < 3:
+            raise ShapeError(f"scores are [B, S, X], and these are {score}", "score")
         return (TensorType((), DType.FP32),)
 
     def saved(self, op: Op) -> Saved:

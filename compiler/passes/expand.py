@@ -260,11 +260,17 @@ class _Expander:
         return self._statements(chosen, frame) if chosen else None
 
     def _keep(self, statement: s.Keep, frame: Frame) -> None:
-        values = [self._tensor(name, frame, "keep") for name in statement.names]
-        if any(value is None for value in values):
+        values = [v for name in statement.names if (v := self._tensor(name, frame, "keep")) is not None]
+        if len(values) != len(statement.names):
             return
+        for said, value in zip(statement.names, values, strict=True):
+            axes = value.type.axes
+            if len(axes) < 2 or frame.builder.tokens_along(axes[1]) is None:
+                title = "what is kept grows along its second axis, the sequence: [B, S, ..]"
+                frame.report("DSK0126", title, said.span, f"this is {value.type}")
+                return
         names = tuple(name.text for name in statement.names)
-        kept = frame.builder.add(Keep(names), tuple(v for v in values if v), statement.span)
+        kept = frame.builder.add(Keep(names), tuple(values), statement.span)
         for name, value in zip(names, kept, strict=True):
             frame.names[name] = _named(value, name)
 
@@ -367,10 +373,8 @@ class _Expander:
         losses: list[dict[str, Value]] = []
         known: dict[object, int] = {}
         variants: list[int] = []
-        exported: Frame | None = None
         for i in range(count if indexed else 1):
-            inner, region, found = self._iteration(statement, path, i, carried, frame)
-            exported = inner
+            region, found = self._iteration(statement, path, i, carried, frame)
             if region is None:
                 return
             key = region_key(region, found)
@@ -391,11 +395,10 @@ class _Expander:
             frame.names[name] = value
         for name, value in zip(names, made[len(carried) :], strict=True):
             frame.builder.add_loss(name, value, statement.span)
-        assert exported is not None
 
     def _iteration(
         self, statement: s.Repeat, path: str, i: int, carried: list[str], frame: Frame
-    ) -> tuple[Frame, Region | None, dict[str, Value]]:
+    ) -> tuple[Region | None, dict[str, Value]]:
         builder = Builder(f"{path}.*", frame.builder)
         inner = frame.inside(builder)
         inner.once = _bound_once(statement.body)
@@ -408,14 +411,17 @@ class _Expander:
         for name, before in zip(carried, arguments, strict=True):
             after = inner.names[name]
             if not isinstance(after, Value):
+                if not isinstance(after, Poison):
+                    title = f"`{name}` is a tensor before `{statement.name.text}`, and no longer at its end"
+                    frame.report("DSK0206", title, statement.name.span, f"it becomes {describe(after)}")
                 frame.names[name] = POISON
-                return inner, None, {}
+                return None, {}
             if [a.size for a in after.type.axes] != [a.size for a in before.type.axes]:
                 title = f"`{name}` changes its shape from one of `{statement.name.text}` to the next"
                 frame.report("DSK0206", title, statement.name.span, f"{before.type} becomes {after.type}")
-                return inner, None, {}
+                return None, {}
             results.append(after)
-        return inner, builder.region(arguments, tuple(results)), dict(builder.losses)
+        return builder.region(arguments, tuple(results)), dict(builder.losses)
 
 
 def _with_losses(region: Region, found: dict[str, Value], names: tuple[str, ...], span: Span) -> Region:

@@ -106,6 +106,8 @@ def _at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value >= 1 << 63:
+            raise argparse.ArgumentTypeError(f"{value} is over 2**63 - 1, the most that torch takes")
         return value
 
     return parse

@@ -54,7 +54,7 @@ def import_run(
         plan = plan_import(rules, shapes, source)
         for note in plan.notes:
             print(note)
-        text = _tokenizer(tokenizer, checkpoint, vocabulary)
+        ids = _tokenizer(tokenizer, checkpoint, vocabulary)
         state = import_weights(plan, source, dtype_of(dtype) if dtype else None)
         if dtype is None:
             state = {name: value.to(_trainable(value.dtype)) for name, value in state.items()}
@@ -62,8 +62,8 @@ def import_run(
         facts = Facts(model=model, spec=spec, spec_hash=spec_hash, precision=Precision(stored, stored, "fp32", "fp32"))
         run = create_run_folder(folder, package, facts)
         write_checkpoint(run.checkpoints, 0, state)
-        if text is not None:
-            text.save(str(run.tokenizer))
+        if ids is not None:
+            ids.save(str(run.tokenizer))
     total = sum(value.numel() for value in state.values())
     print(f"{len(state)} tensors, {total:,} parameters in {stored}: {out}")
 

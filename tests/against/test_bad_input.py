@@ -145,7 +145,9 @@ def weights() -> dict[str, Tensor]:
         "input_layernorm": (WIDTH,),
         "post_attention_layernorm": (WIDTH,),
         **{f"self_attn.{name}_proj": square for name in "qkvo"},
-        "mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": wide[::-1],
+        "mlp.gate_proj": wide,
+        "mlp.up_proj": wide,
+        "mlp.down_proj": wide[::-1],
     }
     shapes = {f"model.layers.0.{name}.weight": shape for name, shape in layer.items()}
     table = (VOCABULARY, WIDTH)
@@ -181,7 +183,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], tuple[s
         ("norm.weight is [32] in the model, and [31]", "q.weight is [32, 32] in the model", "help: the spec's dims"),
     ),
     "transposed": (
-        lambda tensors: {name: value.T.contiguous() for name, value in tensors.items()},
+        lambda tensors: {name: value.t().contiguous() for name, value in tensors.items()},
         ("swiglu.up.weight is [48, 32] in the model, and [32, 48]", "help: the spec's dims"),
     ),
     "no floats": (

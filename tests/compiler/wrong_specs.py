@@ -238,7 +238,7 @@ WRONG = (
     Wrong("DSK0201", "x", "embedding needs ids", model("y = embed(x, V -> D)")),
     Wrong("DSK0201", "x", "needs [B, S, H, E]", model("y = attend(x, x, x)")),
     Wrong("DSK0201", "x", "gets [B, S, D]", model("y = gather(x, x)")),
-    Wrong("DSK0201", "tokens", "`rope` needs [B, S, .., E]", model("y = rope(tokens)")),
+    Wrong("DSK0201", "tokens", "this needs floating point", model("y = rope(tokens)")),
     Wrong(
         "DSK0201",
         "experts(x, chosen, w, rms_norm(), count: X)",

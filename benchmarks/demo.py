@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def standard_library() -> list[Path]:
 def run(*command: str | Path) -> None:
     shown = " ".join(str(part) for part in command[:8]) + (" ..." if len(command) > 8 else "")
     print(f"\n$ {shown.replace(sys.executable, 'python').replace('-m dskc.compiler.cli', 'dskc')}", flush=True)
-    done = subprocess.run([str(part) for part in command], cwd=ROOT)
+    # Threads of torch that wait spin by default: where something else wants the cores, both then crawl.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment)
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ def runtime_problem() -> type[Exception]:
 
 def launch_trainer(outputs: list[Output], settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
     """Runs the generated trainer of the last model. With settings, its code stays out of generated/."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads crawl on busy machines; read as torch loads
     output = outputs[-1]
     with tempfile.TemporaryDirectory() as apart:
         if settings:

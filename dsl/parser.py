@@ -22,7 +22,7 @@ GRAMMAR = Path(__file__).parent / "grammar.lark"
 MAX_DEPTH = 100  # of brackets and braces
 MAX_LEVELS = 300  # of the tree: a bracket takes two or three, an operator or an `else if` one
 CALLS = 5000  # that Python may nest: some ten for each level, and some more for each block within a block
-_OPENERS = {"LPAR", "LSQB", "LBRACE"}
+_CLOSERS = {"LPAR": ")", "LSQB": "]", "LBRACE": "}"}
 _ENDERS = {"RPAR", "RSQB", "RBRACE"}
 
 
@@ -145,7 +145,7 @@ class _Session:
     def _unclosed(self, opener: Token) -> None:
         self.failed = True
         span = token_span(self.source, opener)
-        closer = {"(": ")", "[": "]", "{": "}"}[str(opener)]
+        closer = _CLOSERS[opener.type]
         self.problems.add(Diagnostic("DSK0003", f"this `{opener}` is never closed", span, f"its `{closer}` is missing"))
 
     # --- recovering
@@ -262,7 +262,7 @@ class _Stream:
 def _too_deep(tokens: list[Token]) -> Token | None:
     depth = 0
     for token in tokens:
-        if token.type in _OPENERS:
+        if token.type in _CLOSERS:
             depth += 1
             if depth > MAX_DEPTH:
                 return token

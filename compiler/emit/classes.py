@@ -124,8 +124,7 @@ class ClassBody:
         function.region(self.region)
         body = function.lines
         results = [function.take(value) for value in self.region.results]
-        returned = "Tensor" if len(results) == 1 else f"tuple[{', '.join(['Tensor'] * len(results))}]"
-        head = fit("    ", "def forward", tuple(parameters), f" -> {returned}:")
+        head = fit("    ", "def forward", tuple(parameters), f" -> {return_type(results)}:")
         signature = [Line(text, self.span) for text in head]
         return [*signature, *body, *return_lines(results, self._last_span())]
 
@@ -171,11 +170,17 @@ class ClassBody:
         return [*(Line(text, self.span) for text in head), *function.lines]
 
 
+def return_type(results: list[Text]) -> str:
+    if len(results) < 2:
+        return "Tensor" if results else "None"
+    return f"tuple[{', '.join(['Tensor'] * len(results))}]"
+
+
 def return_lines(results: list[Text], span: Span) -> list[Line]:
     if len(results) == 1 and results[0].parts:
         callee, arguments = results[0].parts
         return [Line(text, span) for text in fit("        ", f"return {callee}", arguments, "")]
-    return [Line(f"        return {', '.join(str(r) for r in results)}", span)]
+    return [Line(f"        return {', '.join(str(r) for r in results)}".rstrip(), span)]
 
 
 def capture_parameters(

@@ -130,7 +130,7 @@ class Function:
 
     def operation(self, op: Op, uses: Counter[Value], last: bool) -> None:
         attributes = op.attributes
-        if isinstance(attributes, Weights):
+        if not op.results or isinstance(attributes, Weights):  # nothing has use for what a body without results does
             return
         if isinstance(attributes, Keep):
             self.keep(op)

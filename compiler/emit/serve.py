@@ -10,7 +10,7 @@ from dskc.dsl.source import Span
 from ..ir import Axis, Graph, Op, Region, Value, captures, walk
 from ..ops.experts import Experts
 from ..ops.structure import Block, Keep, Repeat
-from .classes import Classes, capture_parameters, return_lines, user_site
+from .classes import Classes, capture_parameters, return_lines, return_type, user_site
 from .function import Function, Line, suffixed
 from .model import signature
 from .names import Names, body_path, last_part
@@ -46,8 +46,7 @@ class ServeFile:
         wanted = region.results[: kept_results(op)]
         function.part(region, wanted)
         results = [function.take(value) for value in wanted]
-        returned = "Tensor" if len(results) == 1 else f"tuple[{', '.join(['Tensor'] * len(results))}]"
-        head = fit("", f"def {name}", tuple(parameters), f" -> {returned}:")
+        head = fit("", f"def {name}", tuple(parameters), f" -> {return_type(results)}:")
         last = region.ops[-1].span if region.ops else op.span
         closing = [Line(line.text[4:], line.span) for line in return_lines(results, last)]
         return [*(Line(text, op.span) for text in head), *function.lines, *closing]

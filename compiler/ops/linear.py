@@ -99,6 +99,8 @@ def _linear(site: Site) -> Value:
     compute = site["compute"]
     assert compute is None or isinstance(compute, str)
     dtype = DType(compute) if compute else None
+    if dtype and site.builder.stack is not None:
+        raise ShapeError("`compute` of linear layers inside `experts` is not compiled yet", "compute", code="DSK0190")
     weights = [Weight("weight", (axes.target, axes.source))]
     if bias:
         weights.append(Weight("bias", (axes.target,), "zeros"))

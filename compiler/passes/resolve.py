@@ -311,10 +311,14 @@ class _Resolver:
         if head in sections and rest:
             self._set_section(sections[head], ".".join(rest), entry, scope)
             return
-        models = [program.models[head]] if head in program.models else list(program.models.values())
-        parts = rest if head in program.models else [head, *rest]
-        for model in models:
-            self._set_model(model, parts, entry, scope)
+        if head in program.models and rest:
+            self._set_model(program.models[head], rest, entry, scope)
+            return
+        if not program.models:
+            title = f"there is no `{entry.key.text}` to set"
+            self._report("DSK0140", title, entry.key.span, "this file defines no model")
+        for model in program.models.values():
+            self._set_model(model, [head, *rest], entry, scope)
 
     def _set_section(self, section: SectionSource, key: str, entry: s.Setting, scope: Scope) -> None:
         owner, _, option = key.rpartition(".")

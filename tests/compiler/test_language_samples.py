@@ -177,7 +177,11 @@ def check_training(made: Made, tokens_BS: Tensor) -> dict[str, Tensor]:
 def test_a_large_model_with_latent_attention_experts_and_a_second_head(folder: Path) -> None:
     large = made("large")
     tokens_BS = torch.randint(0, 96, (2, 11))
+    seen: list[Tensor] = []
+    large.model.mtp.proj.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     output = large.model(tokens_BS)
+    following_BS = torch.nn.functional.pad(tokens_BS[:, 1:], (0, 1))
+    torch.testing.assert_close(seen[0][..., :32], large.model.mtp.enorm(large.model.table(following_BS)))
     assert output._fields == ("logits", "next", "balance")
     assert output.logits.shape == output.next.shape == (2, 11, 96)
     check_decoding(large, tokens_BS)

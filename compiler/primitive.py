@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
 from .builder import Builder
@@ -42,6 +43,14 @@ class Site:
         value = self.arguments[name]
         assert isinstance(value, Fraction), f"{name}: {value}"
         return value
+
+    def positive(self, name: str, zero: bool = False) -> float:
+        """A number over 0, or 0 too. Raises ShapeError for others."""
+        value = self.number(name)
+        if value < 0 or (value == 0 and not zero):
+            title = f"`{name}` is {'0 or more' if zero else 'over 0'}, and this is {show_number(value)}"
+            raise ShapeError(title, name, code="DSK0131")
+        return float(value)
 
     def add(self, attributes: Operation, *operands: Value) -> Value:
         return self.builder.one(attributes, operands, self.span, self.name)

@@ -56,7 +56,7 @@ CODES: dict[str, str] = {
     "DSK0144": "a model takes something that is not a tensor",
     "DSK0145": "a result is never computed",
     "DSK0146": "a statement is never reached",
-    "DSK0147": "a statement belongs to models",
+    "DSK0147": "a statement stands where it does not belong",
     "DSK0148": "an override stands outside a derived model",
     "DSK0149": "names and values differ in number",
     # statements

@@ -193,7 +193,7 @@ PRIMITIVES = (
             (Parameter("x", Kind.TENSOR), Parameter("cap", Kind.FLOAT)),
             "cap * tanh(x / cap) (arXiv:2408.00118).",
         ),
-        lambda site: site.add(Softcap(float(site.number("cap"))), site.tensor("x")),
+        lambda site: site.add(Softcap(site.positive("cap")), site.tensor("x")),
     ),
     Primitive(
         Signature(

@@ -60,7 +60,7 @@ def _saved_by_norm(op: Op) -> tuple[tuple[Dim, str], ...]:
 
 def _rms_norm(site: Site) -> Value:
     x = site.tensor("x")
-    eps, offset = float(site.number("eps")), float(site.number("offset"))
+    eps, offset = site.positive("eps", zero=True), float(site.number("offset"))
     options = {"eps": eps, "offset": offset} if offset else {"eps": eps}
     weight = Weight("weight", ((last_axis(x.type, "x"),),), "ones" if not offset else "zeros")
     return site.add(RmsNorm(eps, offset), x, *site.weights("RMSNorm", weight, **options))
@@ -68,7 +68,7 @@ def _rms_norm(site: Site) -> Value:
 
 def _layer_norm(site: Site) -> Value:
     x = site.tensor("x")
-    eps, bias = float(site.number("eps")), bool(site["bias"])
+    eps, bias = site.positive("eps", zero=True), bool(site["bias"])
     axis = last_axis(x.type, "x")
     weights = [Weight("weight", ((axis,),), "ones")]
     if bias:

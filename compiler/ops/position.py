@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
@@ -125,7 +126,10 @@ def _rope(site: Site) -> Value:
     positions = add(Positions(axis), (tokens,), site.span, "position")
     scaling = site["scaling"]
     assert scaling is None or isinstance(scaling, Record)
-    table = RopeTable(float(site.number("theta")), last, scaling)
+    for name, value in scaling.arguments if scaling else ():
+        if isinstance(value, Fraction) and value <= 0 and not name.startswith("mscale"):  # where 0 stands for none
+            raise ShapeError(f"`{name}` of the scaling is over 0", "scaling", code="DSK0131")
+    table = RopeTable(site.positive("theta"), last, scaling)
     cos, sin = site.builder.add(table, (positions,), site.span)
     return site.add(Rope(str(site["pairs"])), x, cos, sin)
 

@@ -49,6 +49,7 @@ class _Expander:
         self.calls = Calls(self.body)
         self.evaluator = self.calls.evaluator
         self.requirements: list[Requirement] = []
+        self.bound_once: dict[int, frozenset[str]] = {}  # of bodies by identity: iterations read one again and again
 
     # --- the model
 
@@ -59,7 +60,7 @@ class _Expander:
         frame = Frame(shared, self.source.scope, builder, block=self.source.name.text)
         infos = model_dims(self.source, frame, self.evaluator)
         self._inputs(syntax, frame)
-        frame.once = _bound_once(syntax.body)
+        frame.once = self._once(syntax.body)
         returned = self.body(syntax.body, frame)
         if returned:
             frame.report("DSK0143", "a model has no `return`: its results are the names after `->`", syntax.name.span)
@@ -150,9 +151,15 @@ class _Expander:
     def body(self, body: s.Body, frame: Frame) -> tuple[Expressed, ...] | None:
         """Runs a body; what it returns, or an empty tuple when it has no `return`, or None when that failed."""
         if not frame.once:
-            frame.once = _bound_once(body)
+            frame.once = self._once(body)
         returned = self._statements(body, frame)
         return () if returned is None else returned if POISON not in returned else None
+
+    def _once(self, body: s.Body) -> frozenset[str]:
+        found = self.bound_once.get(id(body))
+        if found is None:
+            found = self.bound_once[id(body)] = _bound_once(body)
+        return found
 
     def _statements(self, body: s.Body, frame: Frame) -> tuple[Expressed, ...] | None:
         for index, statement in enumerate(body.statements):
@@ -308,7 +315,7 @@ class _Expander:
         path = frame.builder.join(statement.name.text)
         builder = Builder(path, frame.builder)
         inner = frame.inside(builder)
-        inner.once = _bound_once(statement.body)
+        inner.once = self._once(statement.body)
         self._statements(statement.body, inner)
         self._claim(frame, path, statement.name.span)
         # A block value stays inside: its weights belong to the group.
@@ -401,7 +408,7 @@ class _Expander:
     ) -> tuple[Region | None, dict[str, Value]]:
         builder = Builder(f"{path}.*", frame.builder)
         inner = frame.inside(builder)
-        inner.once = _bound_once(statement.body)
+        inner.once = self._once(statement.body)
         if statement.index is not None:
             inner.names[statement.index.text] = Fraction(i)
         arguments = tuple(Value(frame.tensor(n).type, n) for n in carried)

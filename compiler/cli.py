@@ -6,10 +6,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from dskc.dsl.diagnostics import Diagnostics
+
+    from .compile import Output
+    from .pipeline import Compiled
 
 SPEC = click.Path(path_type=Path)
 _SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="override, as in dims.D=512")
@@ -162,7 +169,7 @@ def import_(
 # --- what they share
 
 
-def _checked(path: Path, settings: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _checked(path: Path, settings: tuple[str, ...]) -> Compiled:
     from .pipeline import check as run
 
     with _diagnosed():
@@ -171,7 +178,7 @@ def _checked(path: Path, settings: tuple[str, ...]):  # type: ignore[no-untyped-
     return compiled
 
 
-def _compiled(path: Path, out: Path | None, settings: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _compiled(path: Path, out: Path | None, settings: tuple[str, ...]) -> tuple[Compiled, list[Output]]:
     from .compile import compile_spec
 
     with _diagnosed():
@@ -180,13 +187,13 @@ def _compiled(path: Path, out: Path | None, settings: tuple[str, ...]):  # type:
     return compiled, outputs
 
 
-def _stop_on(problems) -> None:  # type: ignore[no-untyped-def]
+def _stop_on(problems: Diagnostics) -> None:
     if problems.has_errors:
         _print(problems, "text", "")
         sys.exit(1)
 
 
-def _print(problems, style: str, otherwise: str) -> None:  # type: ignore[no-untyped-def]
+def _print(problems: Diagnostics, style: str, otherwise: str) -> None:
     from dskc.dsl.render import render, to_github, to_json
 
     if style == "json":
@@ -224,7 +231,7 @@ def _problems() -> Iterator[None]:
         _fail(str(error))  # which ends with the way out
 
 
-def _fail(message: str, help_: str | None = None) -> None:
+def _fail(message: str, help_: str | None = None) -> NoReturn:
     click.echo(f"error: {message}", err=True)
     if help_:
         click.echo(f"help: {help_}", err=True)

@@ -163,7 +163,7 @@ class Evaluator:
             condition = self.condition(node.operand, frame)
             return POISON if condition is None else not condition
         value = self.evaluate(node.operand, frame, None, consumer)
-        if isinstance(value, Fraction) and not isinstance(value, bool):
+        if isinstance(value, Fraction):
             return -value
         if isinstance(value, Size):
             return Size(Axis(value.axis.name, -value.axis.size))

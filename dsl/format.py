@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from .align import Row, align_signs, width, with_comments
 from .diagnostics import DiagnosticError, Diagnostics
+from .layout import CONTINUES
 from .parser import parse, tokenize
 from .source import Source
-from .spacing import CONTINUES, Lexeme, Line, lexemes, split_lines
+from .spacing import Lexeme, Line, lexemes, split_lines
 
 INDENT = 2
 CONTINUATION = 4

@@ -126,9 +126,7 @@ def show_bytes(value: Fraction | int) -> str:
     if round(amount) < 1024:
         rounded = round(amount)
         return f"{rounded} byte{'' if rounded == 1 else 's'}"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        tenths = round(amount / UNITS[unit][1] * 10)
-        if tenths < 10_240 or unit == "TiB":
-            break
+    counted = [(unit, round(amount / UNITS[unit][1] * 10)) for unit in ("KiB", "MiB", "GiB", "TiB")]
+    unit, tenths = next((found for found in counted if found[1] < 10_240), counted[-1])
     whole, tenth = divmod(tenths, 10)
     return f"{_group(whole)}.{tenth}{unit}" if tenth else f"{_group(whole)}{unit}"

@@ -15,8 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .token import Token
+
+if TYPE_CHECKING:
+    from lark.grammar import Rule as LarkRule
 
 FORMAT = 1  # of what is kept
 # A rule: what it makes, the method of the tree builder that makes it, how many children it takes, which of them and
@@ -99,8 +103,9 @@ class Machine:
             for index, spread, absent_before in taken:
                 children.extend([None] * absent_before)
                 child = given[index]
-                if spread:
-                    children.extend(child)  # type: ignore[arg-type]  # a helper rule's children, in a list
+                if spread:  # a helper rule's children
+                    assert isinstance(child, list), child
+                    children.extend(child)
                 else:
                     children.append(child)
         children.extend([None] * absent_behind)
@@ -169,14 +174,14 @@ def build_tables(text: str) -> tuple[str, dict[str, str], list[str], list[dict[s
     return pattern, keywords, list(lark.ignore_tokens), states, [_rule(r) for r in known], place[start], place[end]
 
 
-def _rule(rule) -> Rule:  # type: ignore[no-untyped-def]  # of lark.grammar
+def _rule(rule: LarkRule) -> Rule:
     """One of Lark's rules, with what its tree building would do spelled out."""
     origin = rule.origin.name
     absent = _absent(rule.options.empty_indices, len(rule.expansion))
     taken, before = [], 0
     for i, symbol in enumerate(rule.expansion):
         before += absent[i]
-        if rule.options.keep_all_tokens or not (symbol.is_term and symbol.filter_out):
+        if rule.options.keep_all_tokens or not getattr(symbol, "filter_out", False):  # only terminals have it
             taken.append((i, not symbol.is_term and symbol.name.startswith("_"), before))
             before = 0
     passes = bool(rule.options.expand1 and not rule.alias)

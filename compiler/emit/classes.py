@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 
-from ..ir import Op, Region, Value, captures, free_values
+from ..ir import DType, Op, Region, Value, captures, free_values
 from ..ops.experts import Experts
 from ..ops.structure import Block, Extern, Repeat
 from ..ops.weights import Weights
@@ -349,11 +350,12 @@ def constructor(attributes: Weights, names: Names) -> tuple[str, ...]:
 def _literal(value: object, names: Names) -> str:
     if isinstance(value, Dim):
         return names.size(value)
-    if value in TORCH_DTYPES:
+    if isinstance(value, str) and value in TORCH_DTYPES:
         names.use_torch()
-        return TORCH_DTYPES[value]  # type: ignore[index]
+        return TORCH_DTYPES[DType(value)]
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, str):
         return f'"{value}"'
-    return number(float(value))  # type: ignore[arg-type]
+    assert isinstance(value, Fraction | float | int), value
+    return number(float(value))

@@ -145,6 +145,7 @@ class Function:
         assert isinstance(attributes, Operation)
         inline = len(op.results) == 1 and uses[op.result] == 1 and (last or op.result.name is None)
         seen = (*op.operands, *captures(op))
+        variables: tuple[Value, ...] = ()
         if inline:
             variables = tuple(v for value in seen for v in self.waiting.get(value, ()))
             self.left.update(variables)  # taking them here must not free them: they are used where the text ends up

@@ -65,7 +65,8 @@ def emit_train(
 
 
 def _float(value: object) -> str:
-    return "None" if value is None else number(float(value))  # type: ignore[arg-type]
+    assert value is None or isinstance(value, Fraction), value
+    return "None" if value is None else number(float(value))
 
 
 def _floats(values: object) -> str:
@@ -194,7 +195,9 @@ def _optimizer(record: Record) -> str:
 
 
 def _schedule(record: Record, optimizer: Record) -> str:
-    parts = [f"peak={_float(optimizer['lr'])}", f"warmup={int(record['warmup'])}", "steps=run.steps"]  # type: ignore[call-overload]
+    warmup = record["warmup"]
+    assert isinstance(warmup, Fraction), warmup
+    parts = [f"peak={_float(optimizer['lr'])}", f"warmup={int(warmup)}", "steps=run.steps"]
     if record.name == "steps":
         parts += [f"at={_floats(record['at'])}", f"factor={_floats(record['factor'])}"]
     elif record.name == "cosine":

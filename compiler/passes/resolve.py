@@ -88,27 +88,25 @@ class _Resolver:
         scope.spans[name] = item.name.span
 
     def _use(self, use: s.Use, scope: Scope, path: Path) -> None:
+        other: Scope | None = None
+        index: dict[str, Path] = {}
         if isinstance(use.library, s.String):
             other = self._file(use.library, path)
-            names = list(other.names) if other else []
+            if other is None:
+                scope.broken = True
+                return
         elif use.library.text == "std":
             index = library_index()
-            names, other = list(index), None
         else:
             scope.broken = True
             label = 'the library is `std`; a file of your own is named in quotes, `use "blocks.dsk" { ... }`'
             self._report("DSK0103", f"there is no library `{use.library.text}`", use.library.span, label)
             return
         for name in use.names:
-            owner = other
-            if isinstance(use.library, s.Name) and name.text in names:
-                owner = self._library_file(index[name.text])
+            owner = self._library_file(index[name.text]) if name.text in index else other
             if owner is None or name.text not in owner.names:
                 if owner is None or not owner.broken:
-                    if isinstance(use.library, s.String) and other is None:
-                        scope.broken = True
-                        continue
-                    self._not_there(name, names, use)
+                    self._not_there(name, list(index if other is None else other.names), use)
                 scope.broken = True
                 continue
             scope.names[name.text] = owner.names[name.text]

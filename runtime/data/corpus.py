@@ -56,7 +56,7 @@ class Document:
                     if cut:
                         yield text[:cut]
         except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise Problem(f"{self.path}: changed while it was read ({error or 'it got shorter'})") from error
+            raise Problem(f"{self.path}: changed while it was read ({str(error) or 'it got shorter'})") from error
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Run:
         layers = [layer for repeat in self.ledger.repeats for layer in model.get_submodule(repeat.name).children()]
         for layer in layers[: self.facts.recompute]:
             # The instance's own `forward` hides its class's: names in the state dict stay as they are.
-            layer.forward = functools.partial(recomputed, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+            layer.forward = functools.partial(recomputed, layer.forward, use_reentrant=False)
         return model
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:

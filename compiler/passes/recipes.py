@@ -298,14 +298,14 @@ class _Reader:
         return False
 
     def _next_token(self, node: s.Call, weight: Fraction, graph: Graph, into: list[Term]) -> bool:
-        result, ahead = None, 1
+        result, numbers = None, {"ahead": Fraction(1), "z": Fraction(0), "smoothing": Fraction(0)}
         for argument in node.arguments:
             if argument.label is None and isinstance(argument.value, s.Path):
                 result = argument.value
-            elif argument.label and argument.label.text == "ahead" and isinstance(argument.value, s.Number):
-                ahead = int(argument.value.value)
+            elif argument.label and argument.label.text in numbers and isinstance(argument.value, s.Number):
+                numbers[argument.label.text] = argument.value.value
             else:
-                self._report("DSK0173", "`next_token` takes a result and `ahead`", argument.span)
+                self._report("DSK0173", "`next_token` takes a result, `ahead`, `z` and `smoothing`", argument.span)
                 return False
         if result is None or result.text not in graph.results:
             span = result.span if result else node.span
@@ -314,7 +314,12 @@ class _Reader:
             shown = f"`{result.text}` is no result of `{graph.name}`" if result else "`next_token` needs a result"
             self._report("DSK0173", shown, span, label)
             return False
-        into.append(Term(weight, "next_token", result.text, ahead))
+        ahead, z, smoothing = numbers.values()
+        if ahead.denominator != 1 or ahead < 1 or z < 0 or not 0 <= smoothing < 1:
+            what = "`ahead` is a whole number from 1, `z` 0 or more, `smoothing` from 0 to under 1"
+            self._report("DSK0173", what, node.span)
+            return False
+        into.append(Term(weight, "next_token", result.text, int(ahead), float(z), float(smoothing)))
         return True
 
     def _report(self, code: str, title: str, span: Span, label: str = "", marks: tuple[Mark, ...] = ()) -> None:

@@ -252,10 +252,12 @@ def test_a_local_layer_does_not_see_beyond_its_window(folder: Path) -> None:
 def test_a_change_in_three_lines(folder: Path) -> None:
     """Another router in a user's own block, without touching the compiler."""
     text = Path("blocks.dsk").read_text()
-    before = made("large").source
+    before = made("large")
     Path("blocks.dsk").write_text(text.replace("sigmoid(linear(x", "softmax(linear(x"))
-    assert "sigmoid(self.router" in before
-    after = made("large").source
-    assert "softmax(self.router" in after
-    changed = [line for line in after.splitlines() if line not in before.splitlines() and not line.startswith("#")]
+    after = made("large")
+    for function, model in (("sigmoid", before), ("softmax", after)):
+        kernels = (model.folder / "kernels.py").read_text()
+        assert f"kernels.{function}_top_k_normalize" in model.source and f"reference.{function}(" in kernels
+    lines = before.source.splitlines()
+    changed = [line for line in after.source.splitlines() if line not in lines and not line.startswith("#")]
     assert len(changed) <= 3, changed

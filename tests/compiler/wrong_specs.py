@@ -214,7 +214,12 @@ WRONG = (
     Wrong("DSK0172", "72", "write its unit, as in `72GiB`", plan("memory { limit = 72 }")),
     Wrong("DSK0173", "balance", "is no loss of `m`", train("objective balance")),
     Wrong("DSK0173", "logit", "did you mean `logits`?", train("objective next_token(logit)")),
-    Wrong("DSK0173", "behind: 2", "takes a result and `ahead`", train("objective next_token(logits, behind: 2)")),
+    Wrong(
+        "DSK0173",
+        "behind: 2",
+        "takes a result, `ahead`, `z` and `smoothing`",
+        train("objective next_token(logits, behind: 2)"),
+    ),
     Wrong("DSK0174", "3", "write a name in quotes", mapped('x = 3\nlogits = "c"')),
     Wrong("DSK0174", '"a.*"', "has 0 `*`", mapped('x = "a.*"\nlogits = "c"')),
     Wrong("DSK0174", 'permute_rope("a")', "also needs heads", mapped('x = permute_rope("a")\nlogits = "c"')),

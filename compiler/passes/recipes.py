@@ -19,7 +19,17 @@ from ..ir import Graph
 from ..program import Program, Said, Scope, SectionSource
 from ..ranges import check_ranges
 from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
-from ..sections import INITS, MINIMUM_ONE, OPTIMIZERS, PLAN_KEYS, SCHEDULES, SERVE_KEYS, TRAIN_KEYS, UNITS
+from ..sections import (
+    INITS,
+    MINIMUM_ONE,
+    OBJECTIVE,
+    OPTIMIZERS,
+    PLAN_KEYS,
+    SCHEDULES,
+    SERVE_KEYS,
+    TRAIN_KEYS,
+    UNITS,
+)
 from ..signature import Kind, Parameter, Record
 from ..values import POISON, Expressed
 from .legality import check_plan, plan_device
@@ -99,12 +109,12 @@ class _Reader:
     def train(self, section: SectionSource) -> TrainRecipe | None:
         assert section.target is not None
         graph = self._graph(section)
-        values = self._values(section, TRAIN_KEYS, graph, extra=("objective",))
+        values = self._values(section, TRAIN_KEYS, graph, extra=(OBJECTIVE,))
         if graph is None:
             return None
         base = default_train(graph, 1)
         length = self._length(section, graph)
-        objective = self._objective(section, graph) if "objective" in section.settings else base.objective
+        objective = self._objective(section, graph) if OBJECTIVE in section.settings else base.objective
         if objective is None:
             return None
         return TrainRecipe(
@@ -271,7 +281,7 @@ class _Reader:
     # --- objectives
 
     def _objective(self, section: SectionSource, graph: Graph) -> tuple[Term, ...] | None:
-        said = section.settings["objective"]
+        said = section.settings[OBJECTIVE]
         terms: list[Term] = []
         sound = self._terms(said.value, Fraction(1), graph, terms)
         return tuple(terms) if sound else None

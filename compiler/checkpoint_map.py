@@ -21,6 +21,11 @@ from .values import POISON
 
 Json = dict[str, "str | int | Json"]
 _OF = Parameter("of", Kind.TENSOR, doc="a name in quotes, or another transform")
+IGNORE, TIED = "ignore", "tied"
+ENTRIES = {
+    IGNORE: "tensors of others that no parameter wants, by a pattern in quotes",
+    TIED: "two tensors that are one, a list of two names in quotes: the copy, the original",
+}
 # What a rule may do to a tensor on its way in; each has an inverse, for the way out.
 TRANSFORMS: dict[str, Signature] = {
     transform.name: transform
@@ -114,11 +119,11 @@ class _Reader:
         if (
             isinstance(entry, s.Setting)
             and entry.bare
-            and entry.key.text == "ignore"
+            and entry.key.text == IGNORE
             and isinstance(entry.value, s.String)
         ):
             return {"ignore": entry.value.value}
-        if isinstance(entry, s.Setting) and entry.bare and entry.key.text == "tied" and isinstance(entry.value, s.List):
+        if isinstance(entry, s.Setting) and entry.bare and entry.key.text == TIED and isinstance(entry.value, s.List):
             names = [item.value for item in entry.value.items if isinstance(item, s.String)]
             if len(names) == 2:
                 return {"same": names[0], "as": names[1]}

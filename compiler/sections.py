@@ -134,6 +134,14 @@ SERVE_KEYS = {
 PLACEMENTS = "shard"  # the section of a plan that holds `what -> mesh axis`
 # Keys whose values no table can check alone: the model and the plan say what may stand there.
 OBJECTIVE, DATA_DIM = "objective", "batch.S"
+NEXT_TOKEN = Signature(
+    "next_token",
+    (
+        Parameter("result", Kind.NAMES, doc="a result of the model"),
+        Parameter("ahead", Kind.INT, 1, doc="how many places on the token stands that is foretold"),
+    ),
+    "Cross entropy of a token, averaged; a sequence's last tokens and first ones of documents are not asked for.",
+)
 OPEN_KEYS = {
     "train": {
         OBJECTIVE: "what to make small: `next_token(result, ahead: 1)` and losses of the model by name, weighted",

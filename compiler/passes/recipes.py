@@ -22,6 +22,7 @@ from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
 from ..sections import (
     INITS,
     MINIMUM_ONE,
+    NEXT_TOKEN,
     OBJECTIVE,
     OPTIMIZERS,
     PLAN_KEYS,
@@ -297,9 +298,9 @@ class _Reader:
             case s.Path() if len(node.parts) == 1 and node.text in graph.losses:
                 into.append(Term(weight, node.text))
                 return True
-            case s.Call() if node.callee.text == "next_token":
+            case s.Call() if node.callee.text == NEXT_TOKEN.name:
                 return self._next_token(node, weight, graph, into)
-        names = ["next_token", *graph.losses]
+        names = [NEXT_TOKEN.name, *graph.losses]
         text = node.callee.text if isinstance(node, s.Call) else node.span.text
         near = did_you_mean(text, names)
         label = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
@@ -312,7 +313,11 @@ class _Reader:
         for argument in node.arguments:
             if argument.label is None and isinstance(argument.value, s.Path):
                 result = argument.value
-            elif argument.label and argument.label.text == "ahead" and isinstance(argument.value, s.Number):
+            elif (
+                argument.label
+                and argument.label.text == NEXT_TOKEN.parameters[1].name
+                and isinstance(argument.value, s.Number)
+            ):
                 ahead = int(argument.value.value)
             else:
                 self._report("DSK0173", "`next_token` takes a result and `ahead`", argument.span)

@@ -86,6 +86,7 @@ MESH_AXES = {
 SHARDABLE = ("params", "optimizer", "gradients")  # what a plan may shard besides dims
 
 TRAINABLE = ("fp32", "bf16")  # fp16 needs loss scaling, which the trainer does not have yet
+RECOMPUTE = ("auto", "none", "full")
 STORABLE = ("fp32", "bf16", "fp16", "fp8", "int8", "int4")  # what a server may keep weights in
 _PRECISION = (
     _key("precision.params", Kind.DTYPE, choices=TRAINABLE, doc="parameters and gradients are stored in"),
@@ -116,7 +117,7 @@ PLAN_KEYS = {
         _key("pipeline.schedule", Kind.RECORD, records=PIPELINES, doc="the order of microbatches"),
         _key("pipeline.microbatch", Kind.INT, doc="sequences at once"),
         _key("memory.limit", Kind.INT, doc="bytes of a device that may be used"),
-        _key("memory.recompute", Kind.SYMBOL, choices=("auto", "none", "full"), doc="what backward computes again"),
+        _key("memory.recompute", Kind.SYMBOL, choices=RECOMPUTE, doc="what backward computes again; auto unless told"),
         *_PRECISION,
         _key("batch.microbatch", Kind.INT, doc="sequences at once"),
     )
@@ -124,10 +125,10 @@ PLAN_KEYS = {
 SERVE_KEYS = {
     p.name: p
     for p in (
-        _key("precision.weights", Kind.SYMBOL, choices=STORABLE, doc="weights are stored in"),
-        _key("precision.compute", Kind.DTYPE, choices=DTYPES, doc="activations run in"),
+        _key("precision.weights", Kind.SYMBOL, choices=STORABLE, doc="weights are stored in; bf16 unless told"),
+        _key("precision.compute", Kind.DTYPE, choices=DTYPES, doc="activations run in; bf16 unless told"),
         _key("cache", Kind.RECORD, records=CACHES, doc="where what blocks keep lies"),
-        _key("batch", Kind.INT, doc="sequences at once"),
+        _key("batch", Kind.INT, doc="sequences at once; 1 unless told"),
     )
 }
 

@@ -52,7 +52,6 @@ def _documented(doc: str | None) -> list[str]:
 
 
 def _checkpoint(item: s.Checkpoint) -> list[str]:
-    entries = item.section.span.text
     inherited = f" What it does not say is as in `{item.base.text}`." if item.base else ""
     names = f"Maps the weights of `{item.architecture.value}`.{inherited}" if item.architecture else inherited.strip()
-    return [f"### `{item.name.text}`", "", linked(item.doc or ""), "", names, "", *fenced(entries)]
+    return [f"### `{item.name.text}`", "", linked(item.doc or ""), "", names, "", *fenced(item.span.text)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -161,6 +162,16 @@ def test_words_come_from_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         assert before[word] != after[word]
 
 
+FINDING = """
+from pygments.cmdline import main
+from pygments.lexers import get_lexer_by_name
+from rich.syntax import Syntax
+print(get_lexer_by_name("dsk").name)
+print(Syntax.from_path("specs/deepseek_7b.dsk").lexer.name)
+main(["pygmentize", "-f", "terminal256", "specs/deepseek_7b.dsk"])
+"""
+
+
 def test_the_entry_point_leads_pygments_to_the_lexer(tmp_path: Path) -> None:
     """As an installed package would: from a folder of metadata with the entry points of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -171,12 +182,13 @@ def test_the_entry_point_leads_pygments_to_the_lexer(tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dskc-entry-points\nVersion: 0\n")
     (info / "entry_points.txt").write_text(f"[pygments.lexers]\ndsk = {entry['dsk']}\n")
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, *{sys.path!r}]\n" + (
-        "from pygments.lexers import get_lexer_by_name, get_lexer_for_filename\n"
-        "print(get_lexer_by_name('dsk').name, get_lexer_for_filename('a.dsk').name)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["dsk", "dsk"], done.stderr
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, *{sys.path!r}]\n" + FINDING
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == ["dsk", "dsk"]
+    assert "\x1b[" in done.stdout
+    colour = re.compile(r"\x1b\[[0-9;]*m")
+    assert colour.sub("", done.stdout).endswith((ROOT / "specs" / "deepseek_7b.dsk").read_text(encoding="utf-8"))
 
 
 def test_the_committed_grammar_is_the_one_that_is_made() -> None:

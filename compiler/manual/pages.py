@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from ..highlight import textmate
 from .library import library_page
 from .reference import PARTS
+from .speed import check_time
 
 _PART = re.compile(r"<!-- generated: (\S+) -->\n(.*?)<!-- end of \1 -->\n", re.DOTALL)
 
@@ -16,13 +19,13 @@ class MarkerError(Exception):
     """A page's markers are not those of the parts that there are."""
 
 
-def filled(text: str) -> str:
+def filled(text: str, parts: Mapping[str, Callable[[], list[str]]] = PARTS) -> str:
     """A page with each part between its markers written anew. Raises MarkerError when one is missing or unknown."""
     found = [name for name, _ in _PART.findall(text)]
-    if sorted(found) != sorted(PARTS):
-        odd = sorted(set(found) ^ set(PARTS)) or sorted({name for name in found if found.count(name) > 1})
+    if sorted(found) != sorted(parts):
+        odd = sorted(set(found) ^ set(parts)) or sorted({name for name in found if found.count(name) > 1})
         raise MarkerError(f"markers and parts differ: {', '.join(odd)}")
-    return _PART.sub(lambda part: marked(part[1], PARTS[part[1]]()), text)
+    return _PART.sub(lambda part: marked(part[1], parts[part[1]]()), text)
 
 
 def marked(name: str, lines: list[str]) -> str:
@@ -32,9 +35,11 @@ def marked(name: str, lines: list[str]) -> str:
 
 def pages(root: Path) -> dict[Path, str]:
     """Every file that is written, with its text, for the repository at `root`."""
-    language = root / "docs" / "language.md"
+    language, compiler = root / "docs" / "language.md", root / "docs" / "compiler.md"
+    timed = {"check-time": partial(check_time, root / "benchmarks" / "results" / "check_time.json")}
     return {
         language: filled(language.read_text(encoding="utf-8")),
+        compiler: filled(compiler.read_text(encoding="utf-8"), timed),
         root / "docs" / "standard-library.md": library_page(),
         root / "editors" / "vscode" / "syntaxes" / "dsk.tmLanguage.json": textmate.text(),
     }

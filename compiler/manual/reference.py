@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import groupby
 
+from dskc.dsl import numbers, parser, source
 from dskc.dsl.numbers import UNITS, show_number
 from dskc.dsl.parser import GRAMMAR
 from dskc.dsl.source import Source, Span
 
-from .. import arguments, checkpoint_map, devices, evaluate, masks, primitives, sections, types
+from .. import arguments, builder, calls, checkpoint_map, devices, evaluate, masks, primitives, sections, types
 from ..ir import Graph, Region
+from ..passes import expand
 from ..passes.recipes import DEFAULT_TOKENS, UNSAID_TOKENS, default_train
 from ..signature import DTYPES, Parameter
 from .calls import call_text, described, fenced, kind_text, linked, table, value_text
@@ -99,6 +101,20 @@ def device_table() -> list[str]:
     return table(("device", "memory its driver reports", "dense bf16", "bandwidth"), rows)
 
 
+def limits() -> list[str]:
+    rows = [
+        ("bytes of a file", source.MAX_BYTES),
+        ("brackets and braces within one another", parser.MAX_DEPTH),
+        ("operators and `else if` within one another, brackets counted two or three times", parser.MAX_LEVELS),
+        ("digits of a number, and its power of ten", numbers.MAX_DIGITS),
+        ("blocks that use one another", calls.MAX_BLOCKS),
+        ("rounds of a repeat", expand.MAX_REPEAT),
+        ("operations of a model; a repeat counts once where nothing in it asks for its index", builder.MAX_OPERATIONS),
+    ]
+    assert numbers.MAX_DIGITS == numbers.MAX_EXPONENT
+    return table(("what", "at most"), ((what, show_number(most)) for what, most in rows))
+
+
 def _rows(keys: dict[str, Parameter]) -> list[tuple[str, tuple[str, str, str]]]:
     return [(key, (f"`{key}`", f"{_takes(key, parameter)}", linked(parameter.doc))) for key, parameter in keys.items()]
 
@@ -159,5 +175,6 @@ PARTS: dict[str, Callable[[], list[str]]] = {
     "devices": device_table,
     "checkpoint": checkpoint,
     "extern": extern,
+    "limits": limits,
     "grammar": grammar,
 }

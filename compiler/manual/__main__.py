@@ -26,7 +26,7 @@ def main() -> None:
         if not options.check:
             path.write_text(text, encoding="utf-8", newline="\n")
         print(f"{path.relative_to(ROOT)} {'is stale: make generate' if options.check else 'written'}")
-    sys.exit(options.check and stale)
+    sys.exit(1 if options.check and stale else 0)
 
 
 if __name__ == "__main__":

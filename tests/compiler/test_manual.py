@@ -12,6 +12,7 @@ from lark.lexer import Lexer
 from lark.lexer import Token as LarkToken
 
 from dskc.compiler import checkpoint_map, masks, primitives, sections
+from dskc.compiler.manual import __main__ as command
 from dskc.compiler.manual.calls import call_text, number_text
 from dskc.compiler.manual.grammar import readable
 from dskc.compiler.manual.pages import MarkerError, filled, pages
@@ -37,6 +38,28 @@ TABLES = {"train": sections.TRAIN_KEYS, "plan": sections.PLAN_KEYS, "serve": sec
 @pytest.mark.parametrize("path", pages(ROOT), ids=lambda path: path.name)
 def test_what_is_committed_is_what_would_be_written(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == pages(ROOT)[path], "stale: make generate"
+
+
+def test_the_command_writes_what_is_stale_or_only_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale, fresh = tmp_path / "stale.md", tmp_path / "fresh.md"
+    stale.write_text("old")
+    fresh.write_text("new")
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "pages", lambda root: {stale: "new", fresh: "new"})
+
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr("sys.argv", ["manual", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        return ended.value.code, capsys.readouterr().out
+
+    assert run("--check") == (1, "stale.md is stale: make generate\n")
+    assert stale.read_text() == "old"
+    assert run() == (0, "stale.md written\n")
+    assert stale.read_text() == "new"
+    assert run("--check") == (0, "")
 
 
 def test_the_page_changes_with_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:

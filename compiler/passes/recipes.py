@@ -19,7 +19,18 @@ from ..ir import Graph
 from ..program import Program, Said, Scope, SectionSource
 from ..ranges import check_ranges
 from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
-from ..sections import INITS, MINIMUM_ONE, OPTIMIZERS, PLAN_KEYS, SCHEDULES, SERVE_KEYS, TRAIN_KEYS, UNITS
+from ..sections import (
+    INITS,
+    MINIMUM_ONE,
+    NEXT_TOKEN,
+    OBJECTIVE,
+    OPTIMIZERS,
+    PLAN_KEYS,
+    SCHEDULES,
+    SERVE_KEYS,
+    TRAIN_KEYS,
+    UNITS,
+)
 from ..signature import Kind, Parameter, Record
 from ..values import POISON, Expressed
 from .legality import check_plan, plan_device
@@ -99,12 +110,12 @@ class _Reader:
     def train(self, section: SectionSource) -> TrainRecipe | None:
         assert section.target is not None
         graph = self._graph(section)
-        values = self._values(section, TRAIN_KEYS, graph, extra=("objective",))
+        values = self._values(section, TRAIN_KEYS, graph, extra=(OBJECTIVE,))
         if graph is None:
             return None
         base = default_train(graph, 1)
         length = self._length(section, graph)
-        objective = self._objective(section, graph) if "objective" in section.settings else base.objective
+        objective = self._objective(section, graph) if OBJECTIVE in section.settings else base.objective
         if objective is None:
             return None
         return TrainRecipe(
@@ -271,7 +282,7 @@ class _Reader:
     # --- objectives
 
     def _objective(self, section: SectionSource, graph: Graph) -> tuple[Term, ...] | None:
-        said = section.settings["objective"]
+        said = section.settings[OBJECTIVE]
         terms: list[Term] = []
         sound = self._terms(said.value, Fraction(1), graph, terms)
         return tuple(terms) if sound else None
@@ -287,9 +298,9 @@ class _Reader:
             case s.Path() if len(node.parts) == 1 and node.text in graph.losses:
                 into.append(Term(weight, node.text))
                 return True
-            case s.Call() if node.callee.text == "next_token":
+            case s.Call() if node.callee.text == NEXT_TOKEN.name:
                 return self._next_token(node, weight, graph, into)
-        names = ["next_token", *graph.losses]
+        names = [NEXT_TOKEN.name, *graph.losses]
         text = node.callee.text if isinstance(node, s.Call) else node.span.text
         near = did_you_mean(text, names)
         label = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
@@ -298,7 +309,8 @@ class _Reader:
         return False
 
     def _next_token(self, node: s.Call, weight: Fraction, graph: Graph, into: list[Term]) -> bool:
-        result, numbers = None, {"ahead": Fraction(1), "z": Fraction(0), "smoothing": Fraction(0)}
+        result = None
+        numbers = {p.name: Fraction(str(p.default)) for p in NEXT_TOKEN.parameters if p.kind is not Kind.NAMES}
         for argument in node.arguments:
             if argument.label is None and isinstance(argument.value, s.Path):
                 result = argument.value

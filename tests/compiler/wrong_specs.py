@@ -207,6 +207,9 @@ WRONG = (
     Wrong("DSK0154", "size(3)", "speaks of `params`", model("require size(3) == 3")),
     Wrong("DSK0160", "flop", "states `flops` and `saved`", model("x = mine(x)", EXTERN.format("flop = 3"))),
     # --- recipes
+    Wrong("DSK0170", "D -> dp", "goes into a plan", plan("mesh { dp = 8 }\nshrad { D -> dp }")),
+    Wrong("DSK0170", "D -> dp", "goes into a plan", plan("mesh { dp = 8, D -> dp }")),
+    Wrong("DSK0170", "D -> dp", "goes into a plan", train("shard { D -> dp }")),
     Wrong("DSK0170", "tokns", "did you mean `tokens`?", train("tokns = 5M")),
     Wrong("DSK0170", "sequence", "did you mean `sequences`?", train("batch { sequence = 5 }")),
     Wrong("DSK0170", "T", "`m` has no data dim `T`", train("batch { T = 5 }")),

@@ -2,20 +2,21 @@
 
 A kernel's parameters come in one order: pointers of what it reads and writes; strides of what has rows of its own;
 for what comes again with position how many rows share one and how many there are; seed and probabilities; how many
-rows; sizes; blocks; the dtype it computes in.
+rows; sizes; blocks; the dtype it computes in. What of this follows from shapes alone is worked out once for each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
 TILE = 4096  # elements that one program works on at a time
+FLAT_BLOCK = 2048
 WIDE_BLOCK = 4096  # columns of a block where a row takes several
 PROGRAMS = 2  # of a kernel that sums over rows, on each multiprocessor
 
@@ -74,104 +75,96 @@ class Launch:
     sums: tuple[str, ...] = ()
 
 
-@dataclass
-class Call:
-    """The tensors and numbers of one launch, by name."""
+@dataclass(frozen=True)
+class Shape:
+    """What the rows of a call are: how they are numbered, and how many columns there are by name."""
 
     lead: tuple[int, ...]
     sizes: Mapping[str, int]
-    layouts: Mapping[str, Layout]
-    tensors: dict[str, Tensor]
-    dtype: torch.dtype  # that the kernel computes in
-    seed: Tensor | None = None
-    scalars: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> int:
-        return math.prod(self.lead)
+    def of(self, layout: Layout) -> tuple[int, ...]:
+        """The shape of a tensor that lies so."""
+        if isinstance(layout, One):
+            return self.lead
+        width = self.sizes[layout.width]
+        return (width,) if isinstance(layout, Vector) else (*self.lead, width)
 
 
-def launch(call: Call, what: Launch) -> dict[str, Tensor]:
-    """Runs a kernel; gives the sums over rows that it leaves, already added up. The rest it writes into its tensors."""
+@dataclass(frozen=True)
+class Plan:
+    """A launch, but for its tensors: everything that follows from their shapes, strides and dtypes."""
+
+    grid: tuple[int]  # none: there is nothing to do
+    numbers: tuple[object, ...]  # behind seed and probabilities
+    strides: tuple[int, ...]  # before them
+    warps: int
+    copied: tuple[int, ...]  # the tensors that must lie one row behind the other first
+
+
+def plan(what: Launch, shape: Shape, layouts: Sequence[Layout], tensors: Sequence[Tensor], double: bool) -> Plan:
+    """How to launch a kernel for such tensors, those that it reads; `double`: computing in float64."""
     import triton
     import triton.language as tl
 
-    wide = tl.float64 if call.dtype == torch.float64 else tl.float32
-    device = next(iter(call.tensors.values())).device
-    if call.rows == 0 or any(call.sizes[name] == 0 for name in what.columns):
-        return {name: torch.zeros(_width(call, name), dtype=call.dtype, device=device) for name in what.sums}
+    wide = tl.float64 if double else tl.float32
+    rows = math.prod(shape.lead)
     if what.flat:
-        return _launch_flat(call, what, wide)
-    blocks = {c: triton.next_power_of_2(call.sizes[c]) for c in what.columns}
-    if what.wide:
-        blocks = {c: min(block, WIDE_BLOCK) for c, block in blocks.items()}
-    widest = max(blocks.values(), default=1)
-    block_rows = max(1, min(triton.next_power_of_2(call.rows), TILE // widest))
-    grid = triton.cdiv(call.rows, block_rows)
-    partial: dict[str, Tensor] = {}
-    if what.sums:
-        grid = min(grid, _programs(device))
-        made = torch.zeros if what.wide else torch.empty
-        partial = {n: made(grid, _width(call, n), dtype=call.dtype, device=device) for n in what.sums}
-    arguments = _arguments(call, what, partial)
-    numbers = (call.rows, *(call.sizes[name] for name in what.sizes), block_rows, *blocks.values())
-    what.kernel[(grid,)](*arguments, *numbers, wide, num_warps=_warps(block_rows * widest))  # type: ignore[index]
-    return {name: rows.sum(0) for name, rows in partial.items()}  # the second stage, in one order
-
-
-def _launch_flat(call: Call, what: Launch, wide: object) -> dict[str, Tensor]:
-    import triton
-
-    tensors = [call.tensors[name].contiguous() for name in (*what.reads, *what.writes)]
-    count, block = tensors[0].numel(), 2048
-    extra = _extra(call, what)
-    grid = triton.cdiv(count, block)
-    what.kernel[(grid,)](*tensors, *extra, count, block, wide, num_warps=8)  # type: ignore[index]
-    return {}
-
-
-def _arguments(call: Call, what: Launch, partial: Mapping[str, Tensor]) -> list[object]:
-    tensors: list[Tensor] = []
+        count = tensors[0].numel()
+        scattered = tuple(i for i, t in enumerate(tensors) if not t.is_contiguous())
+        return Plan((triton.cdiv(count, FLAT_BLOCK),), (count, FLAT_BLOCK, wide), (), 8, scattered)
     strides: list[int] = []
     parts: list[int] = []
-    for name in what.reads:
-        layout, tensor = call.layouts[name], call.tensors[name]
+    copied: list[int] = []
+    for i, (layout, tensor) in enumerate(zip(layouts, tensors, strict=True)):
+        stride = _stride(tensor) if isinstance(layout, Rows) else 0
+        if stride is None or (not isinstance(layout, Rows) and not tensor.is_contiguous()):
+            copied.append(i)
+            stride = tensor.shape[-1]
         if isinstance(layout, Rows):
-            tensor, stride = as_rows(tensor)
             strides.append(stride)
-        else:
-            tensor = tensor.contiguous()
         if isinstance(layout, Part):
-            axes = tensor.ndim - 1
-            parts += [math.prod(call.lead[layout.first + axes :]), math.prod(tensor.shape[:-1])]
-        tensors.append(tensor)
-    tensors += [partial[name] if name in partial else call.tensors[name] for name in what.writes]
-    return [*tensors, *strides, *parts, *_extra(call, what)]
+            parts += [math.prod(shape.lead[layout.first + tensor.ndim - 1 :]), math.prod(tensor.shape[:-1])]
+    blocks = [triton.next_power_of_2(shape.sizes[c]) for c in what.columns]
+    if what.wide:
+        blocks = [min(block, WIDE_BLOCK) for block in blocks]
+    widest = max(blocks, default=1)
+    block_rows = max(1, min(triton.next_power_of_2(rows), TILE // widest))
+    grid = 0 if any(shape.sizes[c] == 0 for c in what.columns) else triton.cdiv(rows, block_rows)
+    if what.sums:
+        grid = min(grid, _programs(tensors[0].device))
+    sizes = (shape.sizes[name] for name in what.sizes)
+    numbers = (rows, *sizes, block_rows, *blocks, wide)
+    return Plan((grid,), numbers, (*strides, *parts), _warps(block_rows * widest), tuple(copied))
 
 
-def _extra(call: Call, what: Launch) -> list[object]:
-    seed = [call.seed] if what.seeded else []
-    return [*seed, *(call.scalars[name] for name in what.scalars)]
+def launch(plan: Plan, what: Launch, reads: Sequence[Tensor], writes: list[Tensor], extra: Sequence[object]) -> None:
+    """Runs a kernel, which writes into `writes`; what is summed over rows is replaced there by its sum."""
+    (programs,) = plan.grid
+    partial = {}
+    for i, name in enumerate(what.writes):
+        if name in what.sums:
+            made = torch.zeros if what.wide else torch.empty
+            partial[i] = made(programs, *writes[i].shape, dtype=writes[i].dtype, device=writes[i].device)
+    if programs:
+        if plan.copied:
+            reads = [t.contiguous() if i in plan.copied else t for i, t in enumerate(reads)]
+        given = writes if not partial else [partial.get(i, t) for i, t in enumerate(writes)]
+        what.kernel[plan.grid](*reads, *given, *plan.strides, *extra, *plan.numbers, num_warps=plan.warps)  # type: ignore[index]
+    for i, rows in partial.items():
+        writes[i] = rows.sum(0)  # the second stage, in one order
 
 
-def as_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """A tensor whose rows begin at multiples of one stride, and that stride: itself, or a copy where it has none."""
+def _stride(tensor: Tensor) -> int | None:
+    """The distance between rows, where it is the same between all; None where columns or rows lie otherwise."""
     width = tensor.shape[-1]
     if tensor.is_contiguous():
-        return tensor, width
+        return width
     if tensor.stride(-1) == 1 or width == 1:
         try:
-            stride = tensor.view(-1, width).stride(0)
+            return tensor.view(-1, width).stride(0)
         except RuntimeError:  # its axes do not lie behind one another
-            return tensor.contiguous(), width
-        return tensor, stride
-    return tensor.contiguous(), width
-
-
-def _width(call: Call, name: str) -> int:
-    layout = call.layouts[name]
-    assert not isinstance(layout, One)
-    return call.sizes[layout.width]
+            return None
+    return None
 
 
 def _warps(elements: int) -> int:
@@ -186,8 +179,3 @@ def _programs(device: torch.device) -> int:
 @cache
 def _multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def names(layouts: Sequence[Layout]) -> tuple[str, ...]:
-    """The names of tensors, in order."""
-    return tuple(layout.name for layout in layouts)

@@ -15,7 +15,6 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dskc.compiler.emit.files import _join
 from dskc.compiler.emit.kernels import emit_kernels
 from dskc.compiler.ir import Axis, DimInfo, DType, Graph, Op, Region, TensorType, Value
 from dskc.compiler.ops.arrange import Gather
@@ -157,7 +156,7 @@ def compiled(graph: Graph) -> tuple[str, ModuleType]:
     file = emit_kernels(fused)
     if not file.lines:  # what torch does in one kernel is left to it
         return "", ModuleType("nothing")
-    text = _join(file.file())
+    text = "\n".join(line.text for line in file.file()) + "\n"
     name = f"drawn_kernels_{next(_numbers)}"
     path = Path(tempfile.mkdtemp()) / f"{name}.py"
     path.write_text(text, encoding="utf-8")  # Triton reads the source of what it compiles

@@ -1,0 +1,95 @@
+"""What the commands share: arguments, and how each ends when there is a problem."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from dskc.dsl.diagnostics import Diagnostics
+
+    from ..compile import Output
+    from ..pipeline import Compiled
+
+SPEC = click.Path(path_type=Path)
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="PATH=VALUE", help="override, as in dims.D=512"
+)
+
+
+def checked(path: Path, settings: tuple[str, ...]) -> Compiled:
+    """A spec without errors; ends the command where it has some."""
+    from ..pipeline import check as run
+
+    with diagnosed():
+        found = run(path, settings)
+    stop_on(found.problems)
+    return found
+
+
+def compiled(path: Path, out: Path | None, settings: tuple[str, ...]) -> tuple[Compiled, list[Output]]:
+    """A spec without errors and the folders that belong to it; ends the command where it has some."""
+    from ..compile import compile_spec
+
+    with diagnosed():
+        found, outputs = compile_spec(path, out, settings)
+    stop_on(found.problems)
+    return found, outputs
+
+
+def stop_on(problems: Diagnostics) -> None:
+    if problems.has_errors:
+        report(problems, "text", "")
+        sys.exit(1)
+
+
+def report(problems: Diagnostics, style: str, otherwise: str) -> None:
+    """Prints problems as `style` says; `otherwise` where there are none."""
+    from dskc.dsl.render import render, to_github, to_json
+
+    if style == "json":
+        click.echo(to_json(problems))
+    elif style == "github":
+        click.echo(to_github(problems), nl=False)
+    elif len(problems):
+        click.echo(render(problems, color=sys.stderr.isatty()), err=True)
+        count = len(problems)
+        click.echo(f"\n{count} problem{'s' * (count != 1)}", err=True)
+    elif otherwise:
+        click.echo(otherwise)
+
+
+@contextmanager
+def diagnosed() -> Iterator[None]:
+    """Ends with the drawing of a problem that stopped everything, such as a file that cannot be read."""
+    from dskc.dsl.diagnostics import DiagnosticError, Diagnostics
+
+    try:
+        yield
+    except DiagnosticError as error:
+        report(Diagnostics(error.diagnostics), "text", "")
+        sys.exit(1)
+
+
+@contextmanager
+def runtime_problems() -> Iterator[None]:
+    """Ends with the text of a problem of the runtime's, without a traceback."""
+    from ..launch import runtime_problem
+
+    try:
+        yield
+    except runtime_problem() as error:
+        fail(str(error))  # which ends with the way out
+
+
+def fail(message: str, help_: str | None = None) -> NoReturn:
+    """Ends the command with a message and the way out."""
+    click.echo(f"error: {message}", err=True)
+    if help_:
+        click.echo(f"help: {help_}", err=True)
+    sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -12,6 +13,7 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "check": "check",
     "fmt": "fmt",
     "compile": "compile",
+    "shapes": "shapes",
     "ir": "ir",
     "train": "run",
     "generate": "run",
@@ -25,13 +27,19 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in COMMANDS:
-            return None
+            self._unknown(ctx, cmd_name)
         module = import_module(f".commands.{COMMANDS[cmd_name]}", __package__)
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def _unknown(self, ctx: click.Context, name: str) -> NoReturn:
+        from dskc.dsl.suggest import did_you_mean
+
+        near = did_you_mean(name, COMMANDS)
+        ctx.fail(f"there is no command `{name}`: " + (f"did you mean `{near}`?" if near else ", ".join(COMMANDS)))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

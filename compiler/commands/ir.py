@@ -5,23 +5,47 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
-from .shared import SPEC, checked, fail, settings_option
+from .shared import SPEC, checked, chosen, settings_option
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from ..pipeline import PASS_NAMES
+
+    return [CompletionItem(name) for name in PASS_NAMES if name.startswith(incomplete)]
+
+
+def _known_pass(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    """The name of a pass, which are only looked up when the command runs."""
+    from dskc.dsl.suggest import did_you_mean
+
+    from ..pipeline import PASS_NAMES
+
+    if value is None:
+        return PASS_NAMES[-1]
+    if value not in PASS_NAMES:
+        near = did_you_mean(value, PASS_NAMES)
+        way_out = f"did you mean `{near}`?" if near else f"it can be {', '.join(PASS_NAMES)}"
+        raise click.BadParameter(f"there is no pass `{value}`: {way_out}")
+    return value
 
 
 @click.command(name="ir")
 @click.argument("spec", type=SPEC)
-@click.option("--after", default="canonicalize", help="the pass to stop behind: expand, infer, precision, canonicalize")
+@click.option(
+    "--after",
+    metavar="PASS",
+    callback=_known_pass,
+    shell_complete=_complete,
+    help="stop behind it; the last one unless told",
+)
 @click.option("--model", "name", help="the model, when the spec defines several")
 @settings_option
 def ir_command(spec: Path, after: str, name: str | None, settings: tuple[str, ...]) -> None:
-    """Print the graph after a pass."""
-    from ..pipeline import PASS_NAMES, lower
+    """Print the graph after a pass: expand, infer, precision, canonicalize and so on, in their order."""
+    from ..pipeline import lower
     from ..print_ir import print_graph
 
-    if after not in PASS_NAMES:
-        fail(f"there is no pass `{after}`", f"it can be {', '.join(PASS_NAMES)}")
     compiled = checked(spec, settings)
-    for model, graph in compiled.graphs.items():
-        if name in (None, model):
-            click.echo(print_graph(lower(graph, after)))
+    click.echo("\n".join(print_graph(lower(graph, after)) for graph in chosen(compiled, name, spec)), nl=False)

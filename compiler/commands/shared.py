@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dskc.dsl.diagnostics import Diagnostics
 
     from ..compile import Output
+    from ..ir import Graph
     from ..pipeline import Compiled
 
 SPEC = click.Path(path_type=Path)
@@ -40,6 +41,22 @@ def compiled(path: Path, out: Path | None, settings: tuple[str, ...]) -> tuple[C
         found, outputs = compile_spec(path, out, settings)
     stop_on(found.problems)
     return found, outputs
+
+
+def chosen(found: Compiled, name: str | None, path: Path) -> list[Graph]:
+    """The graphs of the models that a file defines, or of the one called `name`; ends the command without any."""
+    from dskc.dsl.suggest import did_you_mean
+
+    models = list(found.program.models)
+    if not models:
+        fail(f"{path} defines no model", "a model is written `model NAME(tokens: ids[B, S]) -> ... { ... }`")
+    if name is None:
+        return [found.graphs[model] for model in models]
+    if name not in models:
+        near = did_you_mean(name, models)
+        way_out = f"did you mean `{near}`?" if near else f"it can be {', '.join(models)}"
+        fail(f"{path} defines no model `{name}`", way_out)
+    return [found.graphs[name]]
 
 
 def stop_on(problems: Diagnostics) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import NoReturn
 
 import click
 
 from . import __version__
 
 COMMANDS = {  # in the order that help lists them -> the file of commands/ that has the function of that name
+    "new": "new",
     "check": "check",
     "fmt": "fmt",
     "compile": "compile",
@@ -18,6 +18,7 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "train": "run",
     "generate": "run",
     "import": "weights",
+    "completion": "completion",
 }
 
 
@@ -27,19 +28,24 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            self._unknown(ctx, cmd_name)
+            return None
         module = import_module(f".commands.{COMMANDS[cmd_name]}", __package__)
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
 
-    def _unknown(self, ctx: click.Context, name: str) -> NoReturn:
-        from dskc.dsl.suggest import did_you_mean
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:  # where a shell completes
+            from dskc.dsl.suggest import did_you_mean
 
-        near = did_you_mean(name, COMMANDS)
-        ctx.fail(f"there is no command `{name}`: " + (f"did you mean `{near}`?" if near else ", ".join(COMMANDS)))
+            near = did_you_mean(name, COMMANDS)
+            ctx.fail(f"there is no command `{name}`: " + (f"did you mean `{near}`?" if near else ", ".join(COMMANDS)))
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

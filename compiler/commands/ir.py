@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem
 
+from .complete import MODEL, PASS
 from .shared import SPEC, checked, chosen, settings_option
-
-
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from ..pipeline import PASS_NAMES
-
-    return [CompletionItem(name) for name in PASS_NAMES if name.startswith(incomplete)]
 
 
 def _known_pass(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
@@ -37,10 +31,10 @@ def _known_pass(ctx: click.Context, param: click.Parameter, value: str | None) -
     "--after",
     metavar="PASS",
     callback=_known_pass,
-    shell_complete=_complete,
+    shell_complete=PASS,
     help="stop behind it; the last one unless told",
 )
-@click.option("--model", "name", help="the model, when the spec defines several")
+@click.option("--model", "name", shell_complete=MODEL, help="the model, when the spec defines several")
 @settings_option
 def ir_command(spec: Path, after: str, name: str | None, settings: tuple[str, ...]) -> None:
     """Print the graph after a pass: expand, infer, precision, canonicalize and so on, in their order."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .complete import MODEL, TRAIN
 from .shared import SPEC, checked, chosen, fail, settings_option
 
 if TYPE_CHECKING:
@@ -21,8 +22,14 @@ _COUNT = click.IntRange(min=1, max=2**40)
 
 @click.command(name="shapes")
 @click.argument("spec", type=SPEC)
-@click.option("--model", "name", help="the model, when the spec defines several")
-@click.option("--train", "recipe", metavar="NAME", help="a recipe: its length for S, one sequence, its precision")
+@click.option("--model", "name", shell_complete=MODEL, help="the model, when the spec defines several")
+@click.option(
+    "--train",
+    "recipe",
+    metavar="NAME",
+    shell_complete=TRAIN,
+    help="a recipe: its length for S, one sequence, its precision",
+)
 @click.option("--length", type=_COUNT, help="S in numbers")
 @click.option("--batch", type=_COUNT, help="B in numbers")
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", help="how to print")

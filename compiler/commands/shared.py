@@ -11,13 +11,25 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from dskc.dsl.diagnostics import Diagnostics
 
     from ..compile import Output
     from ..ir import Graph
     from ..pipeline import Compiled
 
-SPEC = click.Path(path_type=Path)
+
+class SpecPath(click.Path):
+    """A spec's path. A shell completes it with the specs of a folder and of those in it."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from .complete import spec_paths
+
+        return spec_paths(incomplete)
+
+
+SPEC = SpecPath(path_type=Path)
 settings_option = click.option(
     "--set", "settings", multiple=True, metavar="PATH=VALUE", help="override, as in dims.D=512"
 )

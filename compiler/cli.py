@@ -13,6 +13,7 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "check": "check",
     "fmt": "fmt",
     "compile": "compile",
+    "lock": "lock",
     "shapes": "shapes",
     "ir": "ir",
     "train": "run",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from .shared import SPEC, compiled, fail, settings_option
+from .lock import hold_to_lock, locked_option
+from .shared import SPEC, checked, compiled, fail, settings_option
 
 
 @click.command(name="compile")
@@ -14,13 +15,18 @@ from .shared import SPEC, compiled, fail, settings_option
 @click.option("--check", "only_check", is_flag=True, help="write nothing; fail with a diff when what is there is stale")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="folder to write into, instead of generated/")
 @click.option("--force", is_flag=True, help="overwrite files that were edited by hand")
+@locked_option
 @settings_option
 def compile_command(
-    specs: tuple[Path, ...], only_check: bool, out: Path | None, force: bool, settings: tuple[str, ...]
+    specs: tuple[Path, ...], only_check: bool, out: Path | None, force: bool, locked: bool, settings: tuple[str, ...]
 ) -> None:
     """Generate the code of every model that the specs define."""
     from ..compile import EditedError, stale, write
 
+    if locked:
+        for path in specs:
+            checked(path, settings)
+        hold_to_lock(specs)
     failed = False
     for path in specs:
         _, outputs = compiled(path, out, settings)

@@ -14,6 +14,7 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "fmt": "fmt",
     "compile": "compile",
     "lock": "lock",
+    "breaking": "breaking",
     "shapes": "shapes",
     "ir": "ir",
     "train": "run",

@@ -17,6 +17,7 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "breaking": "breaking",
     "shapes": "shapes",
     "ir": "ir",
+    "eject": "eject",
     "train": "run",
     "generate": "run",
     "import": "weights",

@@ -59,8 +59,17 @@ class Row:
 
 def shapes(graph: Graph, compute: DType, sizes: dict[str, int]) -> Row:
     """A model as a row. `compute` is the dtype of activations, `sizes` what is known of the dims of data."""
+    return _shapes(graph, compute, {**graph.sizes, **sizes})
+
+
+def symbolic_shapes(graph: Graph, compute: DType) -> Row:
+    """A model as a row whose costs speak of every dim by its name, known or not."""
+    return _shapes(graph, compute, {})
+
+
+def _shapes(graph: Graph, compute: DType, told: dict[str, int]) -> Row:
     names = {dim.equation: dim.name for dim in graph.dims if dim.equation is not None}
-    return _Shapes({**graph.sizes, **sizes}, {**_WIDTHS, DType.COMPUTE: _WIDTHS[compute]}, names).graph(graph)
+    return _Shapes(graph.sizes, told, {**_WIDTHS, DType.COMPUTE: _WIDTHS[compute]}, names).graph(graph)
 
 
 @dataclass(slots=True)
@@ -86,6 +95,7 @@ class _Scope:
 @dataclass(slots=True)
 class _Shapes:
     sizes: dict[str, int]
+    told: dict[str, int]  # those that costs are told in
     widths: dict[DType, int]
     names: dict[Dim, str]  # of the dims that are equations
     owners: dict[Value, Op] = field(default_factory=dict)  # of weights
@@ -198,7 +208,7 @@ class _Shapes:
     # --- sizes
 
     def _known(self, size: Dim) -> Dim:
-        return size.substitute(self.sizes)
+        return size.substitute(self.told)
 
     def _bytes(self, elements: Dim, dtype: DType) -> Dim:
         return self._known(elements) * self.widths[dtype]

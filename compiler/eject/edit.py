@@ -32,12 +32,17 @@ class Found:
     params: tuple[s.Param, ...]
 
 
-def find_block(program: Program, tree: s.File, name: str) -> Found:
-    """Raises EjectError for names that are no blocks, and for blocks that the spec does not call."""
+def find_block(program: Program, tree: s.File, name: str, elsewhere: dict[str, str]) -> Found:
+    """Raises EjectError for names that are no blocks, and for blocks that the spec does not call; `elsewhere` are the
+    files that call others.
+    """
     item = program.scope.names.get(name)
     nodes = (node for part in tree.items for node in _nodes(part))
     calls = [node for node in nodes if isinstance(node, s.Call) and node.callee.text == name]
     if not isinstance(item, BlockDefinition):
+        if name in elsewhere:
+            where = elsewhere[name]
+            raise EjectError(f"{program.main.path} does not call `{name}`: {where} does", f"dskc eject {name} {where}")
         called = sorted(n for n in program.scope.blocks() if n != name)
         near = did_you_mean(name, called)
         way_out = (

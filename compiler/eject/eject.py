@@ -54,7 +54,7 @@ def eject(path: Path, name: str, module: str | None = None) -> Ejected:
     source = read_source(path)
     before = check(path, source=source)
     tree = parse(source, Diagnostics())
-    found = find_block(before.program, tree, name)
+    found = find_block(before.program, tree, name, _called_elsewhere(before))
     for op in _uses_before(before.graphs, name):
         refuse(name, op)
     for param in found.params:
@@ -76,6 +76,14 @@ def eject(path: Path, name: str, module: str | None = None) -> Ejected:
     maps = dict.fromkeys(n.text for model in after.program.models.values() for n in model.weights)
     text_of_module = module_text(host, uses[0], names, found.block.span, path.name)
     return Ejected(file, text_of_module, text, camel(name), tuple(maps) if host.weights else ())
+
+
+def _called_elsewhere(compiled: Compiled) -> dict[str, str]:
+    """The blocks that imported files of the user's call, with these files."""
+    ops = (op for graph in compiled.graphs.values() for op, _ in walk(graph.body))
+    uses = ((op.attributes.block, op.span.source) for op in ops if isinstance(op.attributes, Block))
+    main = compiled.program.main
+    return {name: source.path for name, source in uses if name and not source.library and source is not main}
 
 
 def _uses_before(graphs: dict[str, Graph], name: str) -> list[Op]:

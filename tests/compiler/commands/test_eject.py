@@ -188,7 +188,9 @@ def test_ejected_options_are_held(project: Path, dskc: Dskc, monkeypatch: pytest
 
 
 LOSS = "x += moe(rms_norm(x), count: Xx, inner: Fx, top: 2)"
-VALUE = "x += experts(x, top_k(softmax(x), 1), softmax(x), swiglu(inner: Fx), count: Xx)"
+VALUE = """c = top_k(softmax(x), 1)
+    x += experts(x, c, gather(softmax(x), c), swiglu(inner: Fx), count: Xx)
+    x += swiglu(rms_norm(x), inner: Fx)"""
 UNALIKE = "x += if i < 1 then swiglu(rms_norm(x), inner: Fx) else swiglu(rms_norm(x), inner: Fx, bias: true)"
 TAKES = "\nblock takes(x: [.., D], f: block) -> [.., D] {\n  return f(x)\n}\n"
 SEES = """
@@ -216,6 +218,7 @@ block sees(x: [B, S, D], heads: H) -> [B, S, D] {
             "x += takes(rms_norm(x), f: swiglu(inner: Fx))",
             "its `f` is a block, which a class of one's own is not given",
         ),
+        ("swiglu", "", VALUE, "with its class in code of your own the spec has the problems above"),
         ("swiglu", "", UNALIKE, "its uses at `layers.*.swiglu` and `layers.*.swiglu` come out as different classes"),
     ],
 )
@@ -242,6 +245,11 @@ def test_files_that_stand_in_the_way(project: Path, dskc: Dskc, monkeypatch: pyt
 
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(13, "Permission denied")
+
+    said = dskc("eject", "swiglu", "specs/deepseek_nano.dsk", exit_code=1).output
+    assert (
+        "deepseek_nano.dsk does not call `swiglu`: specs/deepseek_7b.dsk does\nhelp: dskc eject swiglu specs/" in said
+    )
 
     monkeypatch.setattr("dskc.compiler.report.write_text", refuse)
     said = dskc("eject", "swiglu", "small.dsk", "--module", "other", exit_code=1).output

@@ -22,7 +22,9 @@ from ..signature import Record
 from .fold import ranges
 from .tensors import Tensors, user_span
 
-_SILENT = frozenset({"path", "name", "doc", "block", "results", "losses", "carried", "variants", "types", "dropout"})
+_SILENT = frozenset(
+    {"bias", "path", "name", "doc", "block", "results", "losses", "carried", "variants", "types", "dropout"}
+)
 _SILENT_KINDS = frozenset({"dropout"})  # what only training does
 _IMPLIED = frozenset({"positions", "rope_table"})  # there for a rope, which is reported itself
 _COMMUTATIVE = frozenset({"add", "mul"})
@@ -78,6 +80,7 @@ class _Side:
     graph: Graph
     numbers: dict[Value, int] = field(default_factory=dict)
     same: dict[Value, Value] = field(default_factory=dict)
+    weights: set[Value] = field(default_factory=set)
     foreign: set[Value] = field(default_factory=set)  # what only this side has: weights, and what is made of them
 
     def original(self, value: Value) -> Value:
@@ -165,6 +168,7 @@ class _Comparison:
                 known, pattern = pattern in there, there.get(pattern, pattern)
             else:
                 known = pattern in there.values()
+            side.weights.add(value)
             side.numbers[value] = self.number(("weight", pattern) if known else ("foreign", id(value)))
             if not known:
                 side.foreign.add(value)
@@ -210,6 +214,12 @@ class _Comparison:
         """The first of both sides that have no counterpart: one replaces the other, or is there by itself."""
         if a is None or b is None:
             return self._extra(a, self.old, "is gone") if a is not None else self._extra(b, self.new, "is new")
+        mine = next((n for n in come if n.kind == a.kind and self._share_weights(a, n)), None)
+        its = next((n for n in gone if n.kind == b.kind and self._share_weights(n, b)), None)
+        if mine is not None and (mine is b or its is not None):
+            return self._rewired(a, mine)
+        if mine is not None or its is not None:
+            return self._extra(b, self.new, "is new") if mine is not None else self._extra(a, self.old, "is gone")
         ours, theirs = self._is_foreign(b, self.new), self._is_foreign(a, self.old)
         if ours or theirs:
             return self._extra(b, self.new, "is new") if ours else self._extra(a, self.old, "is gone")
@@ -249,6 +259,10 @@ class _Comparison:
         seen = {s for pair in pairs for t in (pair.old, pair.new) if t for axis in t.axes for s in axis.size.symbols()}
         mine = {symbol for size in sizes for symbol in size.symbols()} & changed
         return bool(mine) and mine <= seen
+
+    def _share_weights(self, a: Node, b: Node) -> bool:
+        mine = {self.old.numbers[value] for value in a.inputs if value in self.old.weights}
+        return any(self.new.numbers[value] in mine for value in b.inputs if value in self.new.weights)
 
     def _rewired(self, a: Node, b: Node) -> bool:
         said = len(self.found)

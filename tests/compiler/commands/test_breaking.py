@@ -157,6 +157,23 @@ def test_equal_shapes_are_told_apart_by_position_and_name(project: Path, dskc: D
     assert not report["added"] and not report["removed"] and not report["meaning"]
 
 
+def test_the_end_of_a_name_tells_more_than_the_place(project: Path, dskc: Dskc) -> None:
+    text = BLOCK.format(f"{GATE}\n{UP}")
+    (project / "old.dsk").write_text(text)
+    more = (
+        text.replace("gated", "glu")
+        .replace(GATE, f"  first = linear(x, D -> F)\n{GATE}")
+        .replace("* up", "* up * first")
+    )
+    (project / "new.dsk").write_text(more)
+    (report,) = json.loads(dskc("breaking", "old.dsk", "new.dsk", "--format", "json", exit_code=1).output)
+    assert [c["name"] for c in report["added"]] == ["layers.*.glu.first.weight"]
+    assert {(c["was"], c["name"], c["tensors"]) for c in report["renamed"]} == {
+        ("layers.*.gated_norm.weight", "layers.*.glu_norm.weight", 1),
+        ("layers.*.gated.*", "layers.*.glu.*", 3),
+    }
+
+
 def test_another_kind_of_module_is_no_renaming(project: Path, dskc: Dskc) -> None:
     text = BLOCK.format(f"{GATE}\n{UP}")
     (project / "old.dsk").write_text(text)

@@ -103,6 +103,7 @@ def test_templates_that_are_none(dskc: Dskc) -> None:
     ],
 )
 def test_what_a_shell_is_offered(words: str, offered: set[str], project: Path) -> None:
+    (project / "specs" / "moe.txt").write_text("no spec")
     environment = {"_DSKC_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
     result = CliRunner().invoke(main, [], env=environment, prog_name="dskc")
     found = {line.removeprefix("plain,") for line in result.output.split()}

@@ -102,9 +102,10 @@ def pointing(source: Source, tree: s.File, found: Found, target: str, flops: str
         edits = [(found.block.span.start, found.block.span.end, text)]
     else:
         doc = "".join(f"/// {line}".rstrip() + "\n" for line in (found.block.doc or "").splitlines())
-        uses = [item for item in tree.items if isinstance(item, s.Use)]
-        last = uses[-1].span.end
-        edits = [(last, last, f"\n\n{doc}{text}"), _without(source, uses, found.block.name.text)]
+        use = next(i for i in tree.items if isinstance(i, s.Use) and found.block.name.text in (n.text for n in i.names))
+        stays = [i for i in tree.items if isinstance(i, s.Edition | s.Use) and (i is not use or len(use.names) > 1)]
+        behind = _line_end(source, max(item.span.end for item in stays))
+        edits = [(behind, behind, f"\n\n{doc}{text}"), _without(source, use, found.block.name.text)]
     changed = source.text
     newline = "\r\n" if "\r\n" in changed else "\n"
     for start, end, put in sorted(edits, reverse=True):
@@ -112,15 +113,23 @@ def pointing(source: Source, tree: s.File, found: Found, target: str, flops: str
     return format_source(Source(source.path, changed)) if format_source(source) == source.text else changed
 
 
-def _without(source: Source, uses: list[s.Use], name: str) -> tuple[int, int, str]:
-    """The edit that imports a name no more."""
-    use = next(use for use in uses if name in (n.text for n in use.names))
+def _line_end(source: Source, at: int) -> int:
+    """The end of a line, behind the comment on it."""
+    end = source.text.find("\n", at)
+    return len(source.text) if end < 0 else end - (source.text[end - 1] == "\r")
+
+
+def _without(source: Source, use: s.Use, name: str) -> tuple[int, int, str]:
+    """The edit that imports a name no more; with its line and the empty one above, where it was the only one."""
+    text = source.text
     if len(use.names) == 1:
-        end = use.span.end
-        return use.span.start, end + (source.text[end : end + 1] == "\n"), ""
+        start, end = use.span.start, use.span.end
+        whole = re.compile(r"[ \t]*\r?\n").match(text, end)
+        above = re.compile(r"(?:\r?\n)[ \t]*(?=\r?\n$)").search(text, 0, start) if whole else None
+        return (above.start() if above else start), (whole.end() if whole and not above else end), ""
     span = next(n.span for n in use.names if n.text == name)
-    behind = re.compile(r"\s*,\s*").match(source.text, span.end)
+    behind = re.compile(r"\s*,\s*").match(text, span.end)
     if behind and use.names[-1].text != name:
         return span.start, behind.end(), ""
-    before = re.compile(r",\s*$").search(source.text, 0, span.start)
+    before = re.compile(r",\s*$").search(text, 0, span.start)
     return (before.start() if before else span.start), span.end, ""

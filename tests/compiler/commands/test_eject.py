@@ -66,6 +66,7 @@ CASES = {
     "swiglu": ("swiglu", "", SWIGLU),
     "two_sizes": ("swiglu", "", TWO_SIZES),
     "mixed": ("mixed", OWN, MIXED),
+    "mlp": ("mlp", "\nuse std { mlp }\n", "x += mlp(rms_norm(x), inner: Fx, dropout: 0.1)"),
     "from_a_file": ("shift_scale", '\nuse "blocks.dsk" { shift_scale, other }\n', "x += shift_scale(rms_norm(x))"),
 }
 BLOCKS = """\
@@ -161,6 +162,58 @@ def test_what_is_written_is_in_the_style(project: Path, dskc: Dskc) -> None:
     for command in (["check"], ["format", "--check"]):
         options = ["--config", str(ROOT / "pyproject.toml")]
         subprocess.run([ruff, *command, *options, str(project / "small_swiglu.py")], check=True)
+
+
+ONE = """\
+dsk 1
+
+use std { attention }    # not this
+
+use std { swiglu }    # only this one
+
+# about the model
+model one(tokens: ids[B, S]) -> logits: [B, S, V] {
+  dims { V = 64, D = 32, F = 48 }
+  x = embed(tokens, V -> D)
+  x += swiglu(rms_norm(x), inner: F)
+  logits = linear(rms_norm(x) as norm, D -> V)
+}
+"""
+EXTERN = """\
+/// Gated feed-forward with SiLU (arXiv:2002.05202).
+block swiglu(x: [B, S, D], inner: F) -> [B, S, D] = extern "one_swiglu:Swiglu" {
+  flops = 6 * B * D * F * S
+  saved = B * D * S + 4 * B * F * S
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("    # only this one", ""),
+        ("use std { attention }    # not this\n\n", ""),
+        ("use std { swiglu }    # only this one\n\n", "use std { attention, swiglu }    # both\n\n"),
+        ("\n", "\r\n"),
+    ],
+)
+def test_imports_of_every_kind(before: str, after: str, project: Path, dskc: Dskc) -> None:
+    text = ONE.replace(before, after) if before else ONE
+    if after.startswith("use"):
+        text = text.replace("use std { attention }    # not this\n\n", "")
+    spec = project / "one.dsk"
+    spec.write_text(text, newline="")
+    dskc("eject", "swiglu", "one.dsk")
+    with spec.open(newline="") as file:
+        found = file.read()
+    block = EXTERN.replace("\n", "\r\n") if after == "\r\n" else EXTERN
+    assert block in found and found.replace(block, "").count("swiglu") == 1
+    for comment in ("# not this", "# only this one", "# both", "# about the model"):
+        assert found.count(comment) == text.count(comment)
+    assert ("\r" in found) == (after == "\r\n") and found.count("\r") in (0, found.count("\n"))
+    assert "\n\n\n\n" not in found
+    dskc("check", "one.dsk")
 
 
 def test_a_shipped_spec(project: Path, dskc: Dskc) -> None:

@@ -15,6 +15,7 @@ from .ir import DType, Graph, Op, Region, TensorType, Value, captures
 from .ops.attend import Attend
 from .ops.base import Operation
 from .ops.experts import Experts
+from .ops.fused import Fused
 from .ops.structure import Block, Extern, Keep, Repeat
 from .ops.weights import Weights
 
@@ -173,6 +174,8 @@ class _Shapes:
             kind = attributes.block or "group"
         elif isinstance(attributes, Repeat):
             kind, results = f"repeat {attributes.count}", op.results[: attributes.carried]
+        elif isinstance(attributes, Fused):
+            kind = attributes.name
         elif isinstance(attributes, Experts):
             kind = f"{int(attributes.count.size.evaluate(self.sizes))} x {attributes.block}"
         for value in op.operands:

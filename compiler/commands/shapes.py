@@ -32,6 +32,7 @@ _COUNT = click.IntRange(min=1, max=2**40)
 )
 @click.option("--length", type=_COUNT, help="S in numbers")
 @click.option("--batch", type=_COUNT, help="B in numbers")
+@click.option("--fused", is_flag=True, help="with what becomes one kernel as one operation, as on a GPU")
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", help="how to print")
 @settings_option
 def shapes_command(
@@ -40,6 +41,7 @@ def shapes_command(
     recipe: str | None,
     length: int | None,
     batch: int | None,
+    fused: bool,
     style: str,
     settings: tuple[str, ...],
 ) -> None:
@@ -62,7 +64,9 @@ def shapes_command(
     found = []
     for graph in graphs:
         given = _given(compiled, graph, train, length, batch)
-        found.append((shapes(lower(graph), DType(given.compute), dict(given.sizes)), given))
+        found.append(
+            (shapes(lower(graph, None if fused else "canonicalize"), DType(given.compute), dict(given.sizes)), given)
+        )
     if style == "json":
         click.echo(shapes_json(found))
         return

@@ -68,7 +68,7 @@ def compile_host(source: Source, path: Path, found: Found, use: Use) -> Host:
         why = render(compiled.problems).split("\n")[0]
         raise EjectError(f"`{name}` does not compile by itself: {why}", "write the class by hand, see docs/language.md")
     checked = compiled.graphs[_HOST]
-    graph = lower(checked)
+    graph = lower(checked, "canonicalize")  # fused, it would call the kernels of a model
     block = next(op for op in graph.body.ops if isinstance(op.attributes, Block) and op.attributes.block == name)
     refuse(name, block)
     classes = Classes(Names(graph))

@@ -13,6 +13,7 @@ from dskc.dsl.source import Source, Span, read_source
 from dskc.dsl.suggest import did_you_mean
 
 from ..program import Definition, ModelSource, Override, Program, Said, Scope, SectionSource
+from ..sections import PLACEMENTS
 from ..values import BlockDefinition
 
 LIBRARY = Path(__file__).resolve().parents[2] / "dsl" / "std"
@@ -252,7 +253,7 @@ class _Resolver:
                 continue
             key = f"{prefix}{entry.key.text}"
             if isinstance(entry, s.Placement):
-                into.placements.append((entry, scope))
+                self._placement(entry, prefix, into, scope)
                 continue
             if key in said_here and not isinstance(entry, s.Patch):
                 marks = (Mark(said_here[key], "first here"),)
@@ -266,6 +267,14 @@ class _Resolver:
                 into.settings[key] = Said(entry.key, entry.value, scope)
             else:
                 self._patch(key, entry.key, entry.arguments, into, scope)
+
+    def _placement(self, entry: s.Placement, prefix: str, into: SectionSource, scope: Scope) -> None:
+        if isinstance(into.item, s.Plan) and prefix == f"{PLACEMENTS}.":
+            into.placements.append((entry, scope))
+            return
+        text = " ".join(entry.span.text.split())
+        label = f"it goes into a plan: `{PLACEMENTS} {{ {text} }}`"
+        self._report("DSK0170", f"`{text}` does not stand in `{PLACEMENTS}`", entry.span, label)
 
     def _patch(
         self, key: str, at: s.Path, arguments: tuple[s.Argument, ...], into: SectionSource, scope: Scope

@@ -207,6 +207,9 @@ WRONG = (
     Wrong("DSK0154", "size(3)", "speaks of `params`", model("require size(3) == 3")),
     Wrong("DSK0160", "flop", "states `flops` and `saved`", model("x = mine(x)", EXTERN.format("flop = 3"))),
     # --- recipes
+    Wrong("DSK0170", "D -> dp", "goes into a plan", plan("mesh { dp = 8 }\nshrad { D -> dp }")),
+    Wrong("DSK0170", "D -> dp", "goes into a plan", plan("mesh { dp = 8, D -> dp }")),
+    Wrong("DSK0170", "D -> dp", "goes into a plan", train("shard { D -> dp }")),
     Wrong("DSK0170", "tokns", "did you mean `tokens`?", train("tokns = 5M")),
     Wrong("DSK0170", "sequence", "did you mean `sequences`?", train("batch { sequence = 5 }")),
     Wrong("DSK0170", "T", "`m` has no data dim `T`", train("batch { T = 5 }")),
@@ -214,7 +217,12 @@ WRONG = (
     Wrong("DSK0172", "72", "write its unit, as in `72GiB`", plan("memory { limit = 72 }")),
     Wrong("DSK0173", "balance", "is no loss of `m`", train("objective balance")),
     Wrong("DSK0173", "logit", "did you mean `logits`?", train("objective next_token(logit)")),
-    Wrong("DSK0173", "behind: 2", "takes a result and `ahead`", train("objective next_token(logits, behind: 2)")),
+    Wrong(
+        "DSK0173",
+        "behind: 2",
+        "takes a result, `ahead`, `z` and `smoothing`",
+        train("objective next_token(logits, behind: 2)"),
+    ),
     Wrong("DSK0174", "3", "write a name in quotes", mapped('x = 3\nlogits = "c"')),
     Wrong("DSK0174", '"a.*"', "has 0 `*`", mapped('x = "a.*"\nlogits = "c"')),
     Wrong("DSK0174", 'permute_rope("a")', "also needs heads", mapped('x = permute_rope("a")\nlogits = "c"')),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dskc.compiler.breaking.compare import Report, compare
 from dskc.compiler.breaking.show import breaking_json, breaking_text
-from dskc.compiler.pipeline import check, lower
+from dskc.compiler.pipeline import check
 from dskc.dsl.source import Source
 
 from ..drawn_models import Drawn, models
@@ -64,7 +64,7 @@ def both(check: Callable[..., None], *drawn: st.SearchStrategy) -> tuple[Callabl
 
 def counts_agree(drawn: Drawn) -> None:
     found = check(Path("drawn.dsk"), source=Source("drawn.dsk", drawn.text))
-    agrees(lower(found.graphs["drawn"]))
+    agrees(found.graphs["drawn"])
 
 
 def says_what_running_shows(drawn: Drawn, change: tuple[str, str]) -> None:

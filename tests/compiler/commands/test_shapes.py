@@ -44,27 +44,30 @@ model many(tokens: ids[B, S]) -> logits: [B, S, V], next: [B, S, V] {
 """
 
 
-def kept(graph: Graph, recipe: TrainRecipe) -> tuple[int, int]:
+def kept(graph: Graph, recipe: TrainRecipe, fused: bool) -> tuple[int, int]:
     """Bytes that the memory pass counts, and by how many its means over copies may be off."""
     found = memory(graph, recipe)
-    parts = [(found.rest, 1), *((r.saved, r.count) for r in found.repeats)]
+    parts = [(found.rest if fused else found.rest_unfused, 1)]
+    parts += [(r.saved if fused else r.unfused, r.count) for r in found.repeats]
     off = sum(7 * r.count for r in found.repeats)
     return sum(n * (2 * saved.compute + 4 * saved.fp32 + saved.bytes) for saved, n in parts), off
 
 
-def agrees(graph: Graph) -> None:
-    recipe = default_train(graph, 1)
-    found = shapes(graph, DType.BF16, {"B": 1, "S": recipe.length})
-    assert found.parameters == total_parameters(graph)
-    assert (int(found.flops.constant), int(found.causal.constant)) == flops(graph, recipe.length)
-    total, off = kept(graph, recipe)
-    assert abs(int(found.saved.constant) - total) <= off
+def agrees(checked: Graph) -> None:
+    """With and without kernels, a graph costs what is counted elsewhere."""
+    recipe, whole = default_train(checked, 1), lower(checked)
+    for fused, graph in ((True, whole), (False, lower(checked, "canonicalize"))):
+        found = shapes(graph, DType.BF16, {"B": 1, "S": recipe.length})
+        assert found.parameters == total_parameters(whole)
+        assert (int(found.flops.constant), int(found.causal.constant)) == flops(whole, recipe.length)
+        total, off = kept(whole, recipe, fused)
+        assert abs(int(found.saved.constant) - total) <= off, fused
 
 
 @pytest.mark.parametrize("spec", sorted((ROOT / "specs").glob("*.dsk")), ids=lambda path: path.stem)
 def test_totals_agree_with_params_and_the_memory_pass(spec: Path) -> None:
     for graph in check(spec).graphs.values():
-        agrees(lower(graph))
+        agrees(graph)
 
 
 def test_totals_agree_where_repeats_vary_and_nest(tmp_path: Path) -> None:
@@ -72,7 +75,7 @@ def test_totals_agree_where_repeats_vary_and_nest(tmp_path: Path) -> None:
     spec.write_text(MANY, encoding="utf-8")
     compiled = check(spec)
     assert not compiled.problems.has_errors, list(compiled.problems)
-    agrees(lower(compiled.graphs["many"]))
+    agrees(compiled.graphs["many"])
 
 
 def test_symbols_and_numbers_tell_the_same() -> None:
@@ -87,6 +90,7 @@ def test_symbols_and_numbers_tell_the_same() -> None:
     ("name", "arguments"),
     [
         ("shapes.moe_nano.txt", ("specs/moe_nano.dsk", "--train", "tiny")),
+        ("shapes.fused.txt", ("specs/moe_nano.dsk", "--train", "tiny", "--fused")),
         ("shapes.moe_nano.json", ("specs/moe_nano.dsk", "--length", "128", "--batch", "2", "--format", "json")),
         ("shapes.deepseek_7b.txt", ("specs/deepseek_7b.dsk",)),
         ("shapes.many.txt", ("many.dsk", "--length", "100")),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .lock import hold_to_lock, locked_option
-from .shared import SPEC, checked, compiled, fail, settings_option
+from .shared import SPEC, compiled, fail, require_sound, settings_option
 
 
 @click.command(name="compile")
@@ -25,7 +25,7 @@ def compile_command(
 
     if locked:
         for path in specs:
-            checked(path, settings)
+            require_sound(path, settings)
         hold_to_lock(specs)
     failed = False
     for path in specs:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .shared import SPEC, checked, diagnosed, fail, report
+from .shared import SPEC, diagnosed, fail, report, require_sound
 
 
 @click.command(name="eject")
@@ -23,7 +23,7 @@ def eject_command(block: str, spec: Path, module: str | None) -> None:
     from ..eject.eject import EjectProblems, eject
     from ..report import write_new, write_text
 
-    checked(spec, ())
+    require_sound(spec)
     try:
         with diagnosed():
             found = eject(spec, block, module)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .shared import SPEC, checked, diagnosed, fail
+from .shared import SPEC, diagnosed, fail, require_sound
 
 if TYPE_CHECKING:
     from ..lock import Entry
@@ -28,7 +28,7 @@ def lock_command(specs: tuple[Path, ...]) -> None:
 
     locks: dict[Path, dict[str, Entry]] = {}
     for spec in specs:
-        checked(spec, ())
+        require_sound(spec)
         lock = lock_path(spec)
         if lock not in locks:
             locks[lock] = _read(lock, spec) or {}

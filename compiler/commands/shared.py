@@ -55,6 +55,13 @@ def compiled(path: Path, out: Path | None, settings: tuple[str, ...]) -> tuple[C
     return found, outputs
 
 
+def require_sound(path: Path, settings: tuple[str, ...] = ()) -> None:
+    """Ends the command where `dskc check` would report an error, in checkpoint maps too."""
+    from ..report import read_all
+
+    stop_on(read_all(path, settings))
+
+
 def chosen(found: Compiled, name: str | None, path: Path) -> list[Graph]:
     """The graphs of the models that a file defines, or of the one called `name`; ends the command without any."""
     from dskc.dsl.suggest import did_you_mean

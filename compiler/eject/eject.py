@@ -72,6 +72,8 @@ def eject(path: Path, name: str, module: str | None = None) -> Ejected:
     after = _checked(path, source, text)
     for model in after.program.models:
         emit(after, model)
+    if after.problems.has_errors:  # of checkpoint maps, which are read as files are emitted
+        raise EjectProblems(after.problems)
     names = Names(next(iter(after.graphs.values())))
     maps = dict.fromkeys(n.text for model in after.program.models.values() for n in model.weights)
     text_of_module = module_text(host, uses[0], names, found.block.span, path.name)

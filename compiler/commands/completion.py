@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import ShellComplete
 
 _LINES = {
     "bash": ("~/.bashrc", 'eval "$(dskc completion bash)"'),
@@ -24,7 +29,6 @@ def completion_command(shell: str) -> None:
     click.echo(_source(made(main, {}, "dskc", "_DSKC_COMPLETE")))
 
 
-def _source(completion: object) -> str:
+def _source(completion: ShellComplete) -> str:
     """The script. Bash's own `source` would start a bash to ask its version, which may not be there."""
-    template, variables = getattr(completion, "source_template"), getattr(completion, "source_vars")()  # noqa: B009
-    return str(template % variables)
+    return completion.source_template % completion.source_vars()

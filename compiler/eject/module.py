@@ -13,8 +13,6 @@ from ..emit.names import Names
 from ..emit.text import number
 from .host import Host, Option, Use
 
-_TYPES = {bool: "bool", str: "str"}
-
 
 def module_text(host: Host, use: Use, names: Names, was: Span, spec: str) -> str:
     """A whole file. `was`: the block in the language."""
@@ -72,7 +70,7 @@ def _class(
     start = next(i for i, line in enumerate(lines) if line.startswith("    def __init__"))
     forward = _renamed("\n".join(lines[at:]), dims)
     stored = [d for d in mine if f"self.{d}" in forward]
-    parameters = [*(f"{d}: int" for d in mine), *(f"{n}: {_TYPES.get(type(v), 'float')}" for n, v in options)]
+    parameters = [*(f"{d}: int" for d in mine), *(f"{n}: {_kind(v)}" for n, v in options)]
     head = [lines[0].split("  #")[0], *lines[1:start]]
     made = [f"    def __init__({', '.join(['self', *parameters])}) -> None:", lines[start + 1]]
     for name, value in options:
@@ -87,6 +85,12 @@ def _class(
             line = line.replace(f"= {inner}()", f"= {inner}({', '.join(needed)})")
         body.append(line)
     return [*head, *made, *body, *forward.split("\n")]
+
+
+def _kind(value: Option) -> str:
+    if isinstance(value, bool | str):
+        return type(value).__name__
+    return "int" if value.denominator == 1 else "float"
 
 
 def _literal(value: Option) -> str:

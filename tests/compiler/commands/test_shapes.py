@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,3 +159,25 @@ def test_ir_says_which_passes_there_are(dskc: Dskc) -> None:
 
 def test_a_misspelt_command_is_answered_with_the_one_meant(dskc: Dskc) -> None:
     assert "there is no command `shape`: did you mean `shapes`?" in dskc("shape", exit_code=2).output
+
+
+def test_bold_on_a_terminal_alone(project: Path, dskc: Dskc) -> None:
+    pty = pytest.importorskip("pty")
+    command = [sys.executable, "-m", "dskc.compiler.cli", "shapes", "specs/moe_nano.dsk", "--train", "tiny"]
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "40"}
+    with subprocess.Popen(command, stdout=theirs, env={k: v for k, v in environment.items() if k != "NO_COLOR"}):
+        os.close(theirs)
+        shown = b""
+        while part := _read(ours):
+            shown += part
+    text = re.sub(r"\x1b\[\d*m", "", shown.decode()).replace("\r\n", "\n")
+    assert "\x1b[1m" in shown.decode()
+    assert text == (GOLDEN / "shapes.moe_nano.txt").read_text()  # no line is broken or cut
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # how a terminal's end shows on Linux
+        return b""

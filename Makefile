@@ -37,7 +37,7 @@ check: $(VENV)/installed-dev
 	mkdir -p build/types && ln -sfn $(CURDIR) build/types/dskc
 	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases --namespace-packages -p dskc.dsl -p dskc.compiler -p dskc.runtime
 	$(BIN)/dskc check $(SPECS)
-	$(BIN)/dskc fmt --check $(SPECS) dsl/std/*.dsk
+	$(BIN)/dskc fmt --check $(SPECS) dsl/std/*.dsk compiler/templates/*.dsk
 	$(BIN)/dskc compile --check $(SPECS)
 	$(BIN)/python -m dskc.compiler.manual --check
 	$(BIN)/python -m pytest -m "not exhaustive and not gpu" tests/dsl tests/compiler -x
@@ -49,7 +49,7 @@ generate: $(VENV)/installed
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/dskc fmt $(SPECS) dsl/std/*.dsk
+	$(BIN)/dskc fmt $(SPECS) dsl/std/*.dsk compiler/templates/*.dsk
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/compiler_speed.py

@@ -26,6 +26,17 @@ def read_all(path: Path, settings: tuple[str, ...] = ()) -> Diagnostics:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8", newline="\n")
     os.replace(partial, path)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and only where there is none. Raises FileExistsError where there is one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.link(partial, path)  # which, unlike a rename, overwrites nothing
+    finally:
+        partial.unlink(missing_ok=True)

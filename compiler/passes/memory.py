@@ -149,7 +149,8 @@ class _Count:
     outer: set[Value] = field(default_factory=set)
 
     def region(self, region: Region) -> None:
-        defined = {v for op, _ in walk(region) for v in op.results} | set(region.arguments)
+        inner = [v for op, _ in walk(region) for r in op.regions for v in r.arguments]  # such as the rows of experts
+        defined = {v for op, _ in walk(region) for v in op.results} | set(region.arguments) | set(inner)
         for op in region.ops:
             self.op(op)
         self.outer |= {value for value in self.saved if value not in defined and self._original(value) not in defined}

@@ -1,0 +1,35 @@
+"""`dskc train` and `dskc generate`: the commands that run a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .shared import SPEC, compiled, runtime_problems, settings_option
+
+
+@click.command(name="train", context_settings={"ignore_unknown_options": True})
+@click.argument("spec", type=SPEC)
+@settings_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train_command(spec: Path, settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
+    """Compile a spec and run its trainer: dskc train SPEC --data FOLDER --steps 300 --out RUN.
+
+    The trainer's own flags: dskc train SPEC -- --help.
+    """
+    from ..launch import launch_trainer
+
+    _, outputs = compiled(spec, None, settings)
+    with runtime_problems():
+        launch_trainer(outputs, settings, arguments)
+
+
+@click.command(name="generate", context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def generate_command(arguments: tuple[str, ...]) -> None:
+    """Sample from a run: dskc generate RUN --prompt TEXT."""
+    from ..launch import launch_generate
+
+    with runtime_problems():
+        launch_generate(arguments)

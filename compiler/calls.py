@@ -72,12 +72,13 @@ class Calls:
             return found
         if name in PRIMITIVES:
             return PRIMITIVES[name]
-        if frame.scope.broken and name not in PRIMITIVES and found is None:
-            index = library_index()
-            if did_you_mean(name, [*frame.scope.blocks(), *PRIMITIVES, *index]) is None:
-                return POISON
+        if frame.scope.broken and found is None:
+            frame.shared.failed = True
+            known = [*frame.scope.blocks(), *PRIMITIVES, *library_index()]
+            if name in known or did_you_mean(name, known) is None:
+                return POISON  # it may be what could not be read
         label = self._suggestion(name, frame)
-        frame.report("DSK0101", f"no block is called `{name}`", node.callee.span, label)
+        frame.report_unknown("block", name, node.callee.span, label)
         return POISON
 
     def _suggestion(self, name: str, frame: Frame) -> str:
@@ -85,7 +86,7 @@ class Calls:
         if name in library and name not in frame.scope.names:
             return "it is in std: add it to `use std { ... }`"
         values = [n for n, v in frame.names.items() if isinstance(v, BlockValue)]
-        near = did_you_mean(name, [*values, *frame.scope.blocks(), *PRIMITIVES, *library])
+        near = did_you_mean(name, [*values, *frame.scope.blocks(), *PRIMITIVES, *FUNCTIONS, "window", *library])
         if near is None:
             return ""
         if near in frame.scope.names:
@@ -94,7 +95,7 @@ class Calls:
             if not owner.library and owner is not frame.scope:
                 where = f"It is in {owner.source.path}, and already imported"
             return f"did you mean `{near}`? {where}"
-        if near in PRIMITIVES or near in values:
+        if near in PRIMITIVES or near in values or near in FUNCTIONS or near == "window":
             return f"did you mean `{near}`?"
         return f"did you mean `{near}`? It is in std: add it to `use std {{ ... }}`"
 

@@ -26,6 +26,7 @@ def model_dims(model: ModelSource, frame: Frame, evaluator: Evaluator) -> tuple[
             said = entries[override.path]
             entries[override.path] = s.Setting(override.span, said.key, override.value, False, said.doc)
             frame.shared.used.add(index)
+    frame.shared.dim_spans = {name: entry.key.span for name, entry in entries.items()}
     order: list[DimInfo] = []
     waiting: list[str] = []
 
@@ -46,7 +47,6 @@ def model_dims(model: ModelSource, frame: Frame, evaluator: Evaluator) -> tuple[
 
     for name in entries:
         settle(name)
-    frame.shared.dim_spans = {name: entry.key.span for name, entry in entries.items()}
     return tuple(order)
 
 
@@ -54,6 +54,8 @@ def _entries(model: ModelSource, frame: Frame) -> dict[str, s.Setting]:
     entries: dict[str, s.Setting] = {}
     for statement in model.base.body.statements:
         if not isinstance(statement, s.Dims):
+            unread = isinstance(statement, s.Bad) and not statement.names  # it may have been the dims
+            frame.shared.unread_dims = frame.shared.unread_dims or unread
             continue
         for entry in statement.section.entries:
             if isinstance(entry, s.Bad):
@@ -61,9 +63,12 @@ def _entries(model: ModelSource, frame: Frame) -> dict[str, s.Setting]:
                 continue
             name = entry.key.text
             if not isinstance(entry, s.Setting) or entry.bare or not entry.key.parts[0].is_dim:
-                label = "dims start with a capital" if isinstance(entry, s.Setting) else "write `D = 4096`"
+                frame.shared.unread_dims = True
+                settled = isinstance(entry, s.Setting) and not entry.bare
+                label = "dims start with a capital" if settled else "a dim is written `D = 4096`"
                 frame.report("DSK0151", f"`{name}` is no dim", entry.key.span, label)
             elif problem := dim_problem(name):
+                frame.shared.unread_dims = True
                 frame.report("DSK0119", f"a dim cannot be called `{name}`", entry.key.span, problem)
             elif name in entries:
                 marks = (Mark(entries[name].key.span, "first here"),)

@@ -89,6 +89,7 @@ class Evaluator:
         if node.text in frame.dims:
             axis = frame.dims[node.text]
             return None if axis is None else Size(axis)
+        frame.shared.failed = True
         if not frame.shared.unread_dims:
             self._unknown(node.text, node.span, frame, "dim", list(frame.dims))
         return POISON
@@ -104,7 +105,7 @@ class Evaluator:
             return Mask(name)
         if name in DTYPES:
             return name
-        self._unknown(name, node.span, frame, "value", [*frame.names, *MASK_WORDS])
+        self._unknown(name, node.span, frame, "value", [*frame.names, *MASK_WORDS, "true", "false"])
         return POISON
 
     def _unknown(self, name: str, span: Span, frame: Frame, what: str, candidates: list[str]) -> None:
@@ -114,7 +115,7 @@ class Evaluator:
             label = "a number is written in digits, such as `3e-4`"
         elif not near and what == "value":
             label = "nothing of this name has been bound before this line"
-        frame.report("DSK0101", f"no {what} is called `{name}`", span, label)
+        frame.report_unknown(what, name, span, label, near, others=what == "value" and frame.shared.unread_values)
 
     # --- operators
 

@@ -51,7 +51,7 @@ class ModelSource:
     requires: list[tuple[s.Require, Scope]] = field(default_factory=list)
     weights: tuple[s.Name, ...] = ()
     weights_scope: Scope | None = None
-    altered: bool = False  # by `--set`: it then is no longer the model that its requirements speak of
+    altered: bool = False  # by `--set`, or in part unread: then it is not the model that its requirements speak of
 
     @property
     def source(self) -> Source:
@@ -80,6 +80,7 @@ class SectionSource:
     settings: dict[str, Said] = field(default_factory=dict)
     placements: list[tuple[s.Placement, Scope]] = field(default_factory=list)
     sections: dict[str, Span] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)  # sections with an entry that could not be read; "" is the whole
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate nearest to `word`, or None when none is near. Case does not count; common beginnings win ties."""
     lowered = word.lower()
-    limit = _limit(len(word))
+    limit = typo_limit(len(word))
     best: tuple[float, int, int, str] | None = None
     for candidate in candidates:
         if candidate == word:
@@ -27,7 +27,8 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
     return best[3] if best is not None else None
 
 
-def _limit(length: int) -> int:
+def typo_limit(length: int) -> int:
+    """How many letters of a word this long may be wrong."""
     if length < 2:
         return 0
     return 1 if length < 5 else 2 if length < 9 else 3

@@ -30,6 +30,13 @@ def describe_token(token: Token) -> str:
     return f"`{text}`" if len(text) <= LONGEST else f"`{text[:LONGEST]}...`"
 
 
+def describe_unexpected(token: Token) -> str:
+    """The title of a problem with a token that fits nowhere."""
+    if token.type in ("NEWLINE", "$END"):
+        return f"the {'line' if token.type == 'NEWLINE' else 'file'} ends too early"
+    return f"unexpected {describe_token(token)}"
+
+
 def describe_expected(terminals: Iterable[str]) -> str:
     """What would have been right, shortest first: `)`, `,` or an operator."""
     expected = set(terminals)

@@ -98,6 +98,7 @@ class _Expander:
             frame.names[param.name.text] = POISON
             if kind is not None:
                 value = Value(kind, param.name.text)
+                frame.shared.bound_values[param.name.text] = param.name.span
                 frame.builder.inputs[param.name.text] = value
                 frame.names[param.name.text] = value
 
@@ -110,7 +111,12 @@ class _Expander:
             if value is None:
                 near = did_you_mean(name, [n for n, v in frame.names.items() if isinstance(v, Value)])
                 label = f"did you mean `{near}`?" if near else "nothing of this name is bound in the body"
-                frame.report("DSK0145", f"the result `{name}` is never computed", result.name.span, label)
+                if near is None and frame.shared.unread_values:
+                    continue
+                place = frame.shared.bound_values.get(near or "")
+                marks = (Mark(place, f"`{near}` is this"),) if place else ()
+                title = f"the result `{name}` is never computed"
+                frame.report("DSK0145", title, result.name.span, label, marks)
             elif isinstance(value, Value):
                 if check_type(result.type, value, frame, self.evaluator):
                     found.append(value)
@@ -204,6 +210,7 @@ class _Expander:
                 )
             case s.Bad():
                 frame.shared.failed = True
+                frame.shared.unread_values = frame.shared.unread_values or not statement.names
                 for name in statement.names:
                     frame.names[name] = POISON
         return None
@@ -234,6 +241,8 @@ class _Expander:
         if isinstance(value, BlockValue) and value.path is None and value.builder is frame.builder:
             value.path = frame.builder.join(target.text)
         frame.names[target.text] = _named(value, target.text)
+        if frame.caller is None:
+            frame.shared.bound_values[target.text] = target.span
 
     def _residual(self, statement: s.Residual, frame: Frame) -> None:
         name = statement.target.text
@@ -241,7 +250,8 @@ class _Expander:
         if name not in frame.names:
             near = did_you_mean(name, list(frame.names))
             label = f"did you mean `{near}`?" if near else "nothing of this name has been bound before this line"
-            frame.report("DSK0101", f"no value is called `{name}`", statement.target.span, label)
+            others = frame.shared.unread_values
+            frame.report_unknown("value", name, statement.target.span, label, near, others)
         value = self.evaluator.evaluate(statement.value, frame)
         if not isinstance(before, Value) or not isinstance(value, Value):
             if isinstance(before, Value) and not isinstance(value, Poison):
@@ -304,7 +314,7 @@ class _Expander:
         if value is None:
             near = did_you_mean(name.text, list(frame.names))
             label = f"did you mean `{near}`?" if near else ""
-            frame.report("DSK0101", f"no value is called `{name.text}`", name.span, label)
+            frame.report_unknown("value", name.text, name.span, label, near, frame.shared.unread_values)
         elif not isinstance(value, Poison):
             frame.report("DSK0126", f"`{what}` needs tensors", name.span, f"this is {describe(value)}")
         return None

@@ -54,7 +54,7 @@ def _check_ranks(section: SectionSource, plan: PlanRecipe, mesh: dict[str, int],
     # ep is folded over dp, cp and tp: it has no ranks of its own
     sizes = [(axis, n) for axis, n in mesh.items() if axis != "ep"]
     ranks = prod(n for _, n in sizes)
-    if not mesh or ranks == plan.devices:
+    if not mesh or ranks == plan.devices or section.unread & {"", "mesh"}:
         return
     spelled = " × ".join(str(n) for _, n in sizes)
     span = section.sections.get("mesh") or section.item.name.span
@@ -69,6 +69,7 @@ def _check_shards(
     dims = {dim.name: dim for dim in graph.dims}
     data = {str(axis.size) for value in graph.body.arguments for axis in value.type.axes}
     uneven: dict[str, list[tuple[s.Placement, DimInfo]]] = {}
+    absent: set[str] = set()
     for placement, _ in section.placements:
         what, axis = placement.key.text, placement.target.span.text.strip()
         if axis not in MESH_AXES:
@@ -77,6 +78,9 @@ def _check_shards(
             problems.add(Diagnostic("DSK0212", f"no mesh axis is called `{axis}`", placement.target.span, label))
             continue
         if axis not in mesh:
+            if axis in absent or section.unread & {"", "mesh"}:
+                continue
+            absent.add(axis)
             help_ = (("help", f"give `mesh` a size for it: `mesh {{ {axis} = ... }}`"),)
             title = f"the mesh of this plan has no `{axis}`"
             problems.add(Diagnostic("DSK0212", title, placement.target.span, notes=help_))

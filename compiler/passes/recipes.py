@@ -182,17 +182,24 @@ class _Reader:
     def _unknown(self, name: s.Name, what: str, names: list[str]) -> None:
         near = did_you_mean(name.text, names)
         label = f"did you mean `{near}`?" if near else (f"there are {', '.join(names)}" if names else "")
-        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label)
+        place = self.program.scope.spans.get(near or "")
+        marks = (Mark(place, f"`{near}` is this"),) if place and place.source is name.span.source else ()
+        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, marks)
 
     def _values(
         self, section: SectionSource, table: dict[str, Parameter], graph: Graph | None, extra: tuple[str, ...] = ()
     ) -> dict[str, Expressed]:
         values: dict[str, Expressed] = {}
+        unknown: set[str] = set()
         for key, said in section.settings.items():
             if key in extra or (key.startswith("batch.") and key[6:7].isupper()):
                 continue
             if key not in table:
-                self._unknown_key(key, said, table, extra, section)
+                head = key.split(".")[0]
+                known = any(name.split(".")[0] == head for name in (*table, *extra))
+                if known or head not in unknown:  # a section that is not known is reported once
+                    self._unknown_key(key, said, table, extra, section)
+                unknown.add(head)
                 continue
             frame = self._frame(said.scope, graph)
             value = self.binder.value(table[key], said.value, frame)
@@ -224,7 +231,8 @@ class _Reader:
         else:
             last, near, where, options = head, did_you_mean(head, sorted(heads)), f"a {word}", sorted(heads)
         label = f"did you mean `{near}`?" if near else f"it has {', '.join(options)}"
-        self._report("DSK0170", f"{where} has no key `{last}`", said.key.span, label)
+        span = section.sections.get(head, said.key.span) if last == head else said.key.span
+        self._report("DSK0170", f"{where} has no key `{last}`", span, label)
 
     def _patched(self, parameter: Parameter, value: Expressed, said: Said) -> Expressed:
         if not isinstance(value, Record):

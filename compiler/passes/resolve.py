@@ -95,30 +95,45 @@ class _Resolver:
             if other is None:
                 scope.broken = True
                 return
-        elif use.library.text == "std":
-            index = library_index()
         else:
-            scope.broken = True
+            library = use.library.text
             label = 'the library is `std`; a file of your own is named in quotes, `use "blocks.dsk" { ... }`'
-            self._report("DSK0103", f"there is no library `{use.library.text}`", use.library.span, label)
-            return
-        for name in use.names:
-            owner = self._library_file(index[name.text]) if name.text in index else other
-            if owner is None or name.text not in owner.names:
-                if owner is None or not owner.broken:
-                    self._not_there(name, list(index if other is None else other.names), use)
+            if library != "std":
+                meant = did_you_mean(library, ("std",)) is not None
+                label = "did you mean `std`?" if meant else label
+                self._report("DSK0103", f"there is no library `{library}`", use.library.span, label)
                 scope.broken = True
-                continue
-            scope.names[name.text] = owner.names[name.text]
-            scope.owners[name.text] = owner.owners.get(name.text, owner)
-            scope.spans[name.text] = name.span
+                if not meant:
+                    return
+            index = library_index()
+        for name in use.names:
+            self._import(name, use, index, other, scope)
 
-    def _not_there(self, name: s.Name, names: list[str], use: s.Use) -> None:
+    def _import(self, name: s.Name, use: s.Use, index: dict[str, Path], other: Scope | None, scope: Scope) -> None:
+        asked = name.text
+        owner = self._library_file(index[asked]) if asked in index else other
+        if owner is None or asked not in owner.names:
+            near = None
+            if owner is None or not owner.broken:
+                near = self._not_there(name, list(index if other is None else other.names), use)
+            scope.broken = True
+            if near is None:
+                return
+            asked = near  # the rest of the file most likely calls it so
+            owner = self._library_file(index[near]) if near in index else other
+        assert owner is not None
+        scope.names[asked] = owner.names[asked]
+        scope.owners[asked] = owner.owners.get(asked, owner)
+        scope.spans[asked] = name.span
+
+    def _not_there(self, name: s.Name, names: list[str], use: s.Use) -> str | None:
+        """Reports a name that a file lacks; the one that was probably meant."""
         where = "std" if isinstance(use.library, s.Name) else f'"{use.library.value}"'
         near = did_you_mean(name.text, names)
         label = f"did you mean `{near}`?" if near else ""
         notes = () if near or not names else (("help", f"it has {', '.join(sorted(names))}"),)
         self._report("DSK0104", f"{where} defines no `{name.text}`", name.span, label, notes=notes)
+        return near
 
     def _library_file(self, path: Path) -> Scope:
         if path not in self.scopes:
@@ -183,6 +198,7 @@ class _Resolver:
     def _override(self, statement: s.Statement, model: ModelSource, scope: Scope) -> None:
         if isinstance(statement, s.Dims):
             for entry in statement.section.entries:
+                model.altered = model.altered or isinstance(entry, s.Bad)
                 if isinstance(entry, s.Setting):
                     model.overrides.append(Override("dim", entry.key.text, None, entry.value, scope, entry.span))
         elif isinstance(statement, s.RepeatOverride):
@@ -200,7 +216,9 @@ class _Resolver:
             model.requires.append((statement, scope))
         elif isinstance(statement, s.Weights):
             model.weights, model.weights_scope = statement.names, scope
-        elif not isinstance(statement, s.Bad):
+        elif isinstance(statement, s.Bad):
+            model.altered = True  # what it requires may hold of what it was meant to be
+        else:
             self._report(
                 "DSK0142",
                 "a model that comes from another holds overrides only",
@@ -249,6 +267,7 @@ class _Resolver:
         said_here: dict[str, Span] = {}
         for entry in body.entries:
             if isinstance(entry, s.Bad):
+                into.unread.add(prefix.removesuffix("."))
                 continue
             key = f"{prefix}{entry.key.text}"
             if isinstance(entry, s.Placement):
@@ -271,7 +290,8 @@ class _Resolver:
         self, key: str, at: s.Path, arguments: tuple[s.Argument, ...], into: SectionSource, scope: Scope
     ) -> None:
         if key not in into.settings:
-            label = "nothing of this name is inherited"
+            near = did_you_mean(key, into.settings)
+            label = f"did you mean `{near}`?" if near else "nothing of this name is inherited"
             self._report("DSK0141", f"there is no `{key}` to change", at.span, label)
             return
         said = into.settings[key]
@@ -288,8 +308,16 @@ class _Resolver:
         near = did_you_mean(name.text, candidates)
         label = f"did you mean `{near}`?" if near else ""
         notes = () if near or not candidates else (("help", f"there are {', '.join(candidates)}"),)
-        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, notes=notes)
+        marks = self._defined(near, scope, name.span)
+        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, marks, notes)
         return None
+
+    def _defined(self, name: str | None, scope: Scope, seen_from: Span) -> tuple[Mark, ...]:
+        """Where a suggested name is defined, when that is elsewhere in the file."""
+        place = scope.spans.get(name or "")
+        if place is None or place.source is not seen_from.source or place.line == seen_from.line:
+            return ()
+        return (Mark(place, f"`{name}` is this"),)
 
     # --- --set
 

@@ -23,7 +23,7 @@ from .primitive import Primitive, Site
 from .primitives import PRIMITIVES
 from .signature import Kind, Parameter, Signature
 from .types import bind_type, check_type, declared_type
-from .values import POISON, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
+from .values import POISON, ArrowValue, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
 
 RunBody = Callable[[s.Body, Frame], "tuple[Expressed, ...] | None"]
 MAX_BLOCKS = 100  # that use one another
@@ -47,8 +47,10 @@ class Calls:
                 return self._window(node, frame)
         callee = self._callee(node, frame)
         if isinstance(callee, Poison):
-            for argument in node.arguments:  # what is wrong in there is worth knowing too
-                if not isinstance(argument.value, s.Arrow | s.Path):
+            for (
+                argument
+            ) in node.arguments:  # what is wrong in there is worth knowing too, where any block would take it
+                if argument.label is None and not isinstance(argument.value, s.Arrow | s.Path):
                     self.evaluator.evaluate(argument.value, frame)
             return POISON
         if isinstance(callee, BlockValue):
@@ -72,6 +74,9 @@ class Calls:
             return found
         if name in PRIMITIVES:
             return PRIMITIVES[name]
+        if name in frame.scope.lost:
+            frame.shared.failed = True
+            return POISON
         if frame.scope.broken and found is None:
             frame.shared.failed = True
             known = [*frame.scope.blocks(), *PRIMITIVES, *library_index()]
@@ -217,7 +222,9 @@ class Calls:
             title = said if said.startswith(f"`{signature.name}`") else f"`{signature.name}`: {said}"
             given = values.get(error.argument or "")
             label = f"this is {_shape(given)}" if isinstance(given, Value) else ""
-            frame.report(error.code, title, place, label)
+            axes = [a.size for v in values.values() for a in _axes(v)]
+            said_dims = [size for size in axes if f"`{size}`" in said]
+            frame.report(error.code, title, place, label, notes=frame.sizes_note(*said_dims))
         except NameTaken as error:
             marks = (Mark(error.first, "this has it"),) if error.first.source is span.source else ()
             frame.report(
@@ -421,6 +428,13 @@ class Calls:
         attributes = Extern(path, block.target.value, tuple(types), (*dims, *options), flops, saved)
         made = frame.builder.add(attributes, outer, span)
         return made[0] if len(made) == 1 else made
+
+
+def _axes(value: Expressed) -> tuple[Axis, ...]:
+    """The axes of a tensor, or those that an arrow speaks of."""
+    if isinstance(value, Value):
+        return value.type.axes
+    return (*(value.source or ()), *value.target) if isinstance(value, ArrowValue) else ()
 
 
 def _shape(value: Value) -> str:

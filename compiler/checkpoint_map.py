@@ -46,7 +46,7 @@ def check_maps(model: ModelSource, problems: Diagnostics) -> None:
 
 
 def _no_map(name: s.Name, scope: Scope, problems: Diagnostics) -> None:
-    if scope.broken:
+    if scope.may_have(name.text):
         return
     near = did_you_mean(name.text, [n for n, d in scope.names.items() if isinstance(d, s.Checkpoint)])
     label = f"did you mean `{near}`?" if near else "name a `checkpoint` of this file, or import one"

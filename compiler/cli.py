@@ -166,6 +166,15 @@ def import_(
         launch_import(outputs, checkpoint, out, dtype, tokenizer)
 
 
+@main.command()
+@click.argument("code")
+def explain(code: str) -> None:
+    """Say what a diagnostic means, why it is one, and how to put it right: dskc explain DSK0101."""
+    from .explain import explain as run
+
+    run(code)
+
+
 # --- what they share
 
 

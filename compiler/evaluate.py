@@ -144,7 +144,10 @@ class Evaluator:
         if isinstance(value, Poison):
             return None
         if value is None:
-            frame.report("DSK0112", f"`{node.span.text}` was not given", node.span, "ask for it with `if` first")
+            if (key := (frame.scope.source.path, node.span.text)) not in frame.shared.unknown:
+                frame.shared.unknown.add(key)
+                frame.report("DSK0112", f"`{node.span.text}` was not given", node.span, "ask for it with `if` first")
+            frame.shared.failed = True
             return None
         if isinstance(value, Fraction):
             value = Size(Axis(_axis_name(node), Dim.of(value)))

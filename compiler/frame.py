@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
 from dskc.dsl.dims import Dim, DimSizeError
+from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
 from .builder import Builder
@@ -111,6 +112,12 @@ class Frame:
         if place is not None and place.source is span.source and place.line != span.line:
             marks = (Mark(place, f"`{near}` is this"),)
         self.report("DSK0101", f"no {what} is called `{name}`", span, label, marks)
+
+    def sizes_note(self, *sizes: Dim) -> tuple[tuple[str, str], ...]:
+        """What the dims in some sizes are worth, where they have a value before data comes."""
+        known = self.shared.sizes
+        names = sorted({name for size in sizes for name in size.symbols() if name in known})
+        return (("note", ", ".join(f"{name} = {show_number(known[name])}" for name in names)),) if names else ()
 
     def size_value(self, size: Dim) -> int | None:
         """What a size is worth, where every dim in it has a value and it comes out whole."""

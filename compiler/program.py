@@ -22,6 +22,11 @@ class Scope:
     owners: dict[str, Scope] = field(default_factory=dict)  # the scope that a name's definition stands in
     spans: dict[str, Span] = field(default_factory=dict)
     broken: bool = False  # some item could not be read: missing names may only be unread ones
+    lost: set[str] = field(default_factory=set)  # names that an import asked for in vain, and which has been reported
+
+    def may_have(self, name: str) -> bool:
+        """Whether a name that is missing may only be unread, so that there is nothing more to say of it."""
+        return self.broken or name in self.lost
 
     def blocks(self) -> list[str]:
         return [name for name, item in self.names.items() if isinstance(item, BlockDefinition)]

@@ -22,6 +22,11 @@ def doubted(items: tuple[s.Item, ...], doubts: list[Span]) -> tuple[s.Item, ...]
     return items
 
 
+def imports_in_doubt(items: tuple[s.Item, ...], doubts: list[Span]) -> bool:
+    """Whether some `use` may name more than it seems to."""
+    return any(isinstance(item, s.Use) and _within(item, doubt) for item in items for doubt in doubts)
+
+
 def _item(item: s.Item, doubt: Span) -> s.Item:
     if isinstance(item, s.Use | s.Edition) or not _within(item, doubt):
         return item

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import syntax as s
 from .diagnostics import Diagnostic, Diagnostics
-from .doubt import doubted
+from .doubt import doubted, imports_in_doubt
 from .layout import ITEM_KEYWORDS, Layout
 from .repair import repair
 from .source import Source, Span
@@ -111,8 +111,8 @@ def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File
         at = Span(source, deep.span.start, deep.span.start + 1)
         problems.add(Diagnostic("DSK0005", title, at, "give what comes before a name"))
         return s.File(source, (), complete=False)
-    items = doubted(tree.items, doubts)
-    return s.File(source, items, complete=not session.failed and not builder.number_problems)
+    complete = not session.failed and not builder.number_problems
+    return s.File(source, doubted(tree.items, doubts), complete, unsure=imports_in_doubt(tree.items, doubts))
 
 
 class _Session:

@@ -242,6 +242,8 @@ class _Changes:
         for at in range(min(self.fault.index, len(self.tokens) - 1), 0, -1):
             if self.tokens[at].line < line:
                 break
+            if self.tokens[at].type == "COMMA":
+                continue  # rather is something missing between the two
             if str(self.tokens[at - 1]) == str(self.tokens[at]):
                 yield Change(at, at + 1, (), self._reporter(self.tokens[at], "it stands here twice"))
 

@@ -421,8 +421,12 @@ Item = Edition | Use | Model | DerivedModel | Block | ExternBlock | Train | Plan
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A whole spec file; `complete` is False when some statement in it could not be read."""
+    """A whole spec file; `complete` is False when some statement in it could not be read.
+
+    `unsure`: what could not be read may be a name that it imports.
+    """
 
     source: Source
     items: tuple[Item, ...]
     complete: bool
+    unsure: bool = False

@@ -118,7 +118,8 @@ class _Expander:
                 title = f"the result `{name}` is never computed"
                 frame.report("DSK0145", title, result.name.span, label, marks)
             elif isinstance(value, Value):
-                if check_type(result.type, value, frame, self.evaluator):
+                place = frame.shared.bound_values.get(name)
+                if check_type(result.type, value, frame, self.evaluator, place):
                     found.append(value)
             elif not isinstance(value, Poison):
                 frame.report("DSK0145", f"the result `{name}` is {describe(value)}", result.name.span)
@@ -379,7 +380,7 @@ class _Expander:
             return None
         number = self.evaluator.number(value, frame)
         if number is None or number.denominator != 1 or not 0 <= number <= MAX_REPEAT:
-            title = f"a repeat's count is a whole number from 0 to {MAX_REPEAT}"
+            title = f"a repeat's count is a whole number from 0 to {MAX_REPEAT:_}"
             frame.report("DSK0153", title, node.span, f"this is {describe(value)}")
             return None
         return int(number)

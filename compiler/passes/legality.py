@@ -17,24 +17,24 @@ from ..recipe import PlanRecipe, TrainRecipe
 from ..sections import MESH_AXES, SHARDABLE
 
 
-def plan_device(section: SectionSource, problems: Diagnostics) -> tuple[str, int] | None:
-    """The device that a section names and how many of it: `512 * h100_80gb`."""
+def plan_device(section: SectionSource, problems: Diagnostics) -> tuple[str | None, int]:
+    """The device that a section names and how many of it: `512 * h100_80gb`. A number that was reported is 0."""
     node = section.device
     if node is None:
-        return None
+        return None, 1
     count, name = 1, node
     if isinstance(node, s.Binary) and node.operator == "*" and isinstance(node.left, s.Number):
         value = node.left.value
         if value.denominator != 1 or value < 1:
             problems.add(Diagnostic("DSK0131", "a number of devices is whole and at least 1", node.left.span))
-            return None
+            return None, 0
         count, name = int(value), node.right
     if not isinstance(name, s.Path) or name.text not in DEVICES:
         text = name.span.text
         near = did_you_mean(text, DEVICES)
         label = f"did you mean `{near}`?" if near else f"known are {', '.join(DEVICES)}"
         problems.add(Diagnostic("DSK0211", f"no device is called `{text}`", name.span, label))
-        return None
+        return None, count
     return name.text, count
 
 
@@ -43,7 +43,8 @@ def check_plan(
 ) -> None:
     """Reports what cannot run: ranks that do not make the devices, dims that do not divide."""
     mesh = dict(plan.mesh)
-    _check_ranks(section, plan, mesh, problems)
+    if plan.devices:
+        _check_ranks(section, plan, mesh, problems)
     if graph is not None:
         _check_shards(section, plan, mesh, graph, problems)
     if train is not None:
@@ -60,7 +61,10 @@ def _check_ranks(section: SectionSource, plan: PlanRecipe, mesh: dict[str, int],
     span = section.sections.get("mesh") or section.item.name.span
     title = "the mesh does not have as many ranks as the plan has devices"
     label = f"{spelled} is {ranks} and not {plan.devices}" if len(sizes) > 1 else f"{ranks} and not {plan.devices}"
-    problems.add(Diagnostic("DSK0210", title, span, label))
+    marks: tuple[Mark, ...] = ()
+    if section.device is not None and section.device.span.source is span.source:
+        marks = (Mark(section.device.span, f"{plan.devices} device{'s' * (plan.devices != 1)}"),)
+    problems.add(Diagnostic("DSK0210", title, span, label, marks))
 
 
 def _check_shards(

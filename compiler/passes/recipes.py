@@ -89,6 +89,7 @@ class _Reader:
         self.problems = problems
         self.evaluator = Evaluator(self._call)
         self.binder = Binder(self.evaluator)
+        self.unknown: set[tuple[str, str]] = set()  # names that were reported, with what they should have been
 
     def _call(self, node: s.Call, frame: Frame, hint: str | None, consumer: str | None) -> Expressed:
         frame.report("DSK0126", f"`{node.callee.text}(...)` does not go here", node.span)
@@ -127,18 +128,18 @@ class _Reader:
     def plan(self, section: SectionSource, trains: dict[str, TrainRecipe]) -> PlanRecipe | None:
         assert section.target is not None
         train = trains.get(section.target.text)
-        if section.target.text not in self.program.trains:
+        if section.target.text not in self.program.trains and not section.scope.may_have(section.target.text):
             self._unknown(section.target, "train", list(self.program.trains))
         graph = self.graphs.get(train.model) if train else None
         values = self._values(section, PLAN_KEYS, graph)
-        device = plan_device(section, self.problems)
+        device, devices = plan_device(section, self.problems)
         mesh = tuple((k[5:], int(v)) for k, v in values.items() if k.startswith("mesh.") and isinstance(v, Fraction))
         shards = tuple((p.key.text, _target(p)) for p, _ in section.placements)
         plan = PlanRecipe(
             name=section.name,
             train=section.target.text,
-            device=device[0] if device else None,
-            devices=device[1] if device else 1,
+            device=device,
+            devices=devices,
             mesh=mesh,
             shards=shards,
             schedule=_record(values, "pipeline.schedule"),
@@ -153,13 +154,13 @@ class _Reader:
     def serve(self, section: SectionSource) -> ServeRecipe | None:
         graph = self._graph(section)
         values = self._values(section, SERVE_KEYS, graph)
-        device = plan_device(section, self.problems)
+        device, _ = plan_device(section, self.problems)
         if graph is None:
             return None
         return ServeRecipe(
             name=section.name,
             model=graph.name,
-            device=device[0] if device else None,
+            device=device,
             weights=str(values.get("precision.weights") or "bf16"),
             compute=str(values.get("precision.compute") or "bf16"),
             cache=_record(values, "cache"),
@@ -174,7 +175,7 @@ class _Reader:
         found = section.scope.names.get(name)
         if not isinstance(found, s.Model | s.DerivedModel):
             names = [n for n, d in section.scope.names.items() if isinstance(d, s.Model | s.DerivedModel)]
-            if not section.scope.broken:
+            if not section.scope.may_have(name):
                 self._unknown(section.target, "model", names)
             return None
         return self.graphs.get(name)
@@ -182,6 +183,9 @@ class _Reader:
     def _unknown(self, name: s.Name, what: str, names: list[str]) -> None:
         near = did_you_mean(name.text, names)
         label = f"did you mean `{near}`?" if near else (f"there are {', '.join(names)}" if names else "")
+        if (what, name.text) in self.unknown:
+            return
+        self.unknown.add((what, name.text))
         place = self.program.scope.spans.get(near or "")
         marks = (Mark(place, f"`{near}` is this"),) if place and place.source is name.span.source else ()
         self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, marks)

@@ -31,6 +31,7 @@ class _Resolver:
         self.scopes: dict[Path, Scope] = {}
         self.loading: list[Path] = []
         self.sources: list[Source] = []
+        self.unknown: set[tuple[str, str]] = set()  # names that were reported, with what they should have been
 
     def program(self, source: Source, path: Path, settings: tuple[str, ...]) -> Program:
         scope, tree = self._load(source, path.resolve(), library=False)
@@ -48,7 +49,7 @@ class _Resolver:
         self.loading.append(path)
         tree = parse(source, self.problems)
         lost = not tree.items or any(isinstance(item, s.Bad) for item in tree.items)
-        scope = Scope(source, library, broken=lost and not tree.complete)
+        scope = Scope(source, library, broken=(lost and not tree.complete) or tree.unsure)
         self.scopes[path] = scope
         self._edition(tree)
         for item in tree.items:
@@ -93,7 +94,7 @@ class _Resolver:
         if isinstance(use.library, s.String):
             other = self._file(use.library, path)
             if other is None:
-                scope.broken = True
+                scope.lost.update(name.text for name in use.names)
                 return
         else:
             library = use.library.text
@@ -102,8 +103,8 @@ class _Resolver:
                 meant = did_you_mean(library, ("std",)) is not None
                 label = "did you mean `std`?" if meant else label
                 self._report("DSK0103", f"there is no library `{library}`", use.library.span, label)
-                scope.broken = True
                 if not meant:
+                    scope.lost.update(name.text for name in use.names)
                     return
             index = library_index()
         for name in use.names:
@@ -114,10 +115,10 @@ class _Resolver:
         owner = self._library_file(index[asked]) if asked in index else other
         if owner is None or asked not in owner.names:
             near = None
-            if owner is None or not owner.broken:
+            if owner is None or not (owner.broken or owner.lost):
                 near = self._not_there(name, list(index if other is None else other.names), use)
-            scope.broken = True
             if near is None:
+                scope.lost.add(asked)
                 return
             asked = near  # the rest of the file most likely calls it so
             owner = self._library_file(index[near]) if near in index else other
@@ -302,8 +303,9 @@ class _Resolver:
         found = scope.names.get(name.text)
         if found is not None and isinstance(found, kinds):
             return found, scope.owners[name.text]
-        if found is None and scope.broken:
+        if found is None and (scope.may_have(name.text) or (what, name.text) in self.unknown):
             return None
+        self.unknown.add((what, name.text))
         candidates = [n for n, d in scope.names.items() if isinstance(d, kinds)]
         near = did_you_mean(name.text, candidates)
         label = f"did you mean `{near}`?" if near else ""

@@ -175,8 +175,9 @@ def _size(seed: int, kind: str, path: Path, random: Random) -> Mutation:
 
 _FILLERS = (
     b"# more\n", b"/// more\n", b"\n", b" ", b"x", b"9", b"(", b")", b"{", b"}", b'"', b"\xc3\xa9", b"$\n", b"a, ",
-    b"a.", b"- ", b"1e9 ", b"x + ", b"x = x\n", b"x = = \n", b"= \n", b"x += silu(x)\n", b"D = 3\n", b"model m {\n", b"use std {",
-    b"model m from n { }\n", b"block b(x: [.., D]) -> [.., D] { return x }\n", b"train t of m { a = 2 }\n",
+    b"a.", b"- ", b"1e9 ", b"x + ", b"x = x\n", b"x = = \n", b"= \n", b"x += silu(x)\n", b"D = 3\n", b"model m {\n",
+    b"use std {", b"model m from n { }\n", b"block b(x: [.., D]) -> [.., D] { return x }\n",
+    b"train t of m { a = 2 }\n",
 )  # fmt: skip
 
 _MAKERS = {

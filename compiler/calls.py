@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Mark
+from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
 
@@ -407,12 +409,18 @@ class Calls:
             raise ShapeError(title, code="DSK0190")
         _claim(path, span, frame, owner)
         frame.builder.own(path)
+        target = block.target.value
         types = [t for kind in block.types if (t := declared_type(kind, inner, self.evaluator)) is not None]
         if len(types) != len(block.types):
             return POISON
-        costs = {}
+        if not all(part.isidentifier() for part in re.split(r"[.:]", target)) or target.count(":") != 1:
+            inner.report("DSK0161", f"`{target}` is no class", block.target.span, 'write `"package.module:Class"`')
+            return POISON
+        costs: dict[str, Dim] = {}
         for entry in block.cost.entries:
             if isinstance(entry, s.Setting):
+                if entry.key.text in costs:
+                    inner.report("DSK0108", f"`{entry.key.text}` is said twice", entry.key.span, "again here")
                 if entry.key.text not in ("flops", "saved"):
                     inner.report(
                         "DSK0160", f"an extern block states `flops` and `saved`, not `{entry.key.text}`", entry.key.span
@@ -425,7 +433,7 @@ class Calls:
         )
         dims = tuple((name, axis.size) for name, axis in inner.dims.items() if axis and frame.size_value(axis.size))
         flops, saved = costs.get("flops", ZERO), costs.get("saved", ZERO)
-        attributes = Extern(path, block.target.value, tuple(types), (*dims, *options), flops, saved)
+        attributes = Extern(path, target, tuple(types), (*dims, *options), flops, saved)
         made = frame.builder.add(attributes, outer, span)
         return made[0] if len(made) == 1 else made
 

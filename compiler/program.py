@@ -56,6 +56,7 @@ class ModelSource:
     requires: list[tuple[s.Require, Scope]] = field(default_factory=list)
     weights: tuple[s.Name, ...] = ()
     weights_scope: Scope | None = None
+    weights_at: Span | None = None  # the statement of this model's own that says them
     altered: bool = False  # by `--set`, or in part unread: then it is not the model that its requirements speak of
 
     @property

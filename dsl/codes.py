@@ -16,7 +16,7 @@ CODES: dict[str, str] = {
     "DSK0013": "a file is too large to be a spec",
     # names
     "DSK0101": "a name is not known",
-    "DSK0102": "a name is defined twice in a file",
+    "DSK0102": "a name is defined twice",
     "DSK0103": "a library does not exist",
     "DSK0104": "a file does not define what is imported from it",
     "DSK0105": "files import each other",
@@ -67,6 +67,7 @@ CODES: dict[str, str] = {
     "DSK0154": "a requirement asks for something unknown",
     # extern blocks
     "DSK0160": "an extern block states an unknown cost",
+    "DSK0161": "an extern block does not name a class",
     # recipes
     "DSK0170": "a section has no such key",
     "DSK0172": "a unit does not fit",

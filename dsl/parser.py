@@ -19,7 +19,7 @@ from .source import Source, Span
 from .tables import Machine, Tables, UnexpectedToken, load_tables
 from .token import Token
 from .tree import TreeBuilder, token_span
-from .wording import describe_expected, describe_unexpected
+from .wording import describe_expected, describe_unexpected, habit
 
 GRAMMAR = Path(__file__).parent / "grammar.lark"
 MAX_TOKENS = 50_000  # of a file, comments and line ends included
@@ -170,7 +170,7 @@ class _Session:
         if self.lost and _outside(error.expected):
             return
         expected = describe_expected(error.expected)
-        label = f"expected {expected}" if expected else ""
+        label = habit(span) or (f"expected {expected}" if expected else "")
         self.problems.add(Diagnostic("DSK0001", describe_unexpected(found), span, label))
 
     def _unclosed(self, opener: Token) -> None:

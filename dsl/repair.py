@@ -20,13 +20,13 @@ from .suggest import edit_distance, typo_limit
 from .tables import Tables, accepted, advance
 from .token import Token
 from .tree import token_span
-from .wording import describe_expected, describe_unexpected
+from .wording import describe_expected, describe_unexpected, habit
 
 FAR = 12  # tokens that must be read beyond a mistake, for a change to be believed; or all that there are
 LONGEST_ITEM = 3000  # tokens; in a longer one a change takes too long to try
 MOST = 8  # changes to a file: one with more mistakes was not meant as a spec
 _CERTAIN = {"LBRACE": "{", "EQUAL": "="}
-_IN_HEADS = {word.upper(): word for word in ("from", "of", "for", "on")}
+_IN_HEADS = {word.upper(): word for word in ("of", "for", "on", "from")}
 _ITEMS = {word.upper(): word for word in ("use", "model", "block", "train", "plan", "serve", "checkpoint", "dsk")}
 _LIKELY = {"COLON": ":", "RARROW": "->", "COMMA": ",", "LPAR": "(", "AS": "as", "DOT": "."}
 _BRACKETS = ("LPAR", "RPAR", "LSQB", "RSQB", "LBRACE", "RBRACE")
@@ -161,11 +161,12 @@ class _Changes:
 
     def all(self) -> Iterator[Change]:
         yield from self._keywords()
+        yield from self._capitals()
         yield from self._unclosed_brace()
         yield from self._doubled()
         if self.outside:
             yield from self._inserted(_ITEMS, doubtful=False)
-        if "LBRACE" in self.fault.expected:
+        if self.in_head:
             yield from self._inserted(_IN_HEADS, doubtful=False)
         yield from self._inserted(_CERTAIN, doubtful=False)
         yield from self._deleted_braces()
@@ -216,7 +217,7 @@ class _Changes:
                 new.end_pos = before.end_pos
                 found = self.fault.token if at >= self.fault.index else self.tokens[at]
                 label = f"a `{text}` is missing before this"
-                if doubtful and at == self.fault.index:
+                if (doubtful or kinds is _IN_HEADS) and at == self.fault.index:
                     label = f"expected {describe_expected(self.fault.expected)}"
                 yield Change(
                     at, at, (new,), self._reporter(found, label), doubtful or (self.in_head and kind == "EQUAL")
@@ -262,6 +263,15 @@ class _Changes:
         for at in reversed(closers[-3:]):
             yield Change(at, at + 1, (), self._reporter(self.tokens[at], "what follows stands outside everything"))
 
+    def _capitals(self) -> Iterator[Change]:
+        """`AdamW(...)`: what is called has no capitals."""
+        for at in self.near[:3]:
+            token = self.tokens[at]
+            if token.type == "DIM" and self.tokens[at + 1 : at + 2] and self.tokens[at + 1].type == "LPAR":
+                small = _moved(Token("NAME", str(token).lower()), token)
+                label = f"names start with a small letter: `{small}`"
+                yield Change(at, at + 1, (small,), self._reporter(token, label), doubtful=True)
+
     def _unclosed_brace(self) -> Iterator[Change]:
         """A `{` whose line is followed by one that is indented no deeper, though it is not closed by then."""
         if sum((token.type == "LBRACE") - (token.type == "RBRACE") for token in self.tokens) <= 0:
@@ -279,7 +289,7 @@ class _Changes:
     def _reporter(self, token: Token, label: str) -> Callable[[], Diagnostic]:
         def report() -> Diagnostic:
             span = self._end() if token.type == "$END" else token_span(self.source, token)
-            return Diagnostic("DSK0001", describe_unexpected(token), span, label)
+            return Diagnostic("DSK0001", describe_unexpected(token), span, habit(span) or label)
 
         return report
 

@@ -225,6 +225,7 @@ class _Expander:
         if len(statement.targets) == 1:
             self._bind(first, value, frame)
             return
+        self._distinct(statement.targets, frame)
         if isinstance(value, tuple) and len(value) == len(statement.targets):
             for target, part in zip(statement.targets, value, strict=True):
                 self._bind(target, part, frame)
@@ -235,6 +236,13 @@ class _Expander:
             frame.report("DSK0149", title, first.span.to(statement.targets[-1].span), f"this is {describe(value)}")
         for target in statement.targets:
             frame.names[target.text] = POISON
+
+    def _distinct(self, targets: tuple[s.Name, ...], frame: Frame) -> None:
+        for index, target in enumerate(targets):
+            before = next((other for other in targets[:index] if other.text == target.text), None)
+            if before is not None:
+                marks = (Mark(before.span, "first here"),)
+                frame.report("DSK0102", f"`{target.text}` is defined twice", target.span, "again here", marks)
 
     def _bind(self, target: s.Name, value: Expressed, frame: Frame) -> None:
         if target.is_dim:

@@ -66,27 +66,39 @@ class _Resolver:
             if first.number.value != EDITION:
                 title = f"edition {first.number.text} is not one that this compiler knows"
                 self._report("DSK0002", title, first.number.span, f"the newest is {EDITION}")
-        elif tree.complete:
+        elif tree.complete and not any(isinstance(item, s.Edition) for item in tree.items):
             at = first.span if first else Span(tree.source, 0, 0)
             place = Span(tree.source, at.start, min(at.end, at.start + len(at.text.split("\n")[0])))
             self._report("DSK0002", "a spec opens with its edition", place, f"write `dsk {EDITION}` above this")
+        for item in tree.items[1:]:
+            if isinstance(item, s.Edition):
+                self._report("DSK0002", "a spec says its edition once, in its first line", item.span)
 
     def _define(self, item: s.Item, scope: Scope) -> None:
         if isinstance(item, s.Edition | s.Use | s.Bad):
             return
         name = item.name.text
-        if name in scope.spans and scope.owners.get(name) is scope:
-            self._report(
-                "DSK0102",
-                f"`{name}` is defined twice",
-                item.name.span,
-                "again here",
-                marks=(Mark(scope.spans[name], "first here"),),
-            )
+        if name in scope.spans:
+            first = "first here" if scope.owners.get(name) is scope else "imported here"
+            self._defined_twice(item.name, scope.spans[name], first)
             return
+        if isinstance(item, s.Model | s.Block | s.ExternBlock):
+            self._parameters(item)
         scope.names[name] = BlockDefinition(item, scope) if isinstance(item, s.Block | s.ExternBlock) else item
         scope.owners[name] = scope
         scope.spans[name] = item.name.span
+
+    def _defined_twice(self, name: s.Name, before: Span, first: str = "first here") -> None:
+        self._report("DSK0102", f"`{name.text}` is defined twice", name.span, "again here", (Mark(before, first),))
+
+    def _parameters(self, item: s.Model | s.Block | s.ExternBlock) -> None:
+        """Parameters have names of their own, and so have a model's results."""
+        results = item.results if isinstance(item, s.Model) else ()
+        seen: dict[str, Span] = {}
+        for named in (*item.params, *results):
+            if named.name.text in seen:
+                self._defined_twice(named.name, seen[named.name.text])
+            seen.setdefault(named.name.text, named.name.span)
 
     def _use(self, use: s.Use, scope: Scope, path: Path) -> None:
         other: Scope | None = None
@@ -123,6 +135,9 @@ class _Resolver:
             asked = near  # the rest of the file most likely calls it so
             owner = self._library_file(index[near]) if near in index else other
         assert owner is not None
+        before = scope.names.get(asked)
+        if before is not None and before is not owner.names[asked]:
+            self._defined_twice(name, scope.spans[asked])
         scope.names[asked] = owner.names[asked]
         scope.owners[asked] = owner.owners.get(asked, owner)
         scope.spans[asked] = name.span
@@ -178,7 +193,7 @@ class _Resolver:
             model = ModelSource(item.name, item, scope, item.doc)
             for statement in item.body.statements:
                 if isinstance(statement, s.Weights):
-                    model.weights, model.weights_scope = statement.names, scope
+                    self._weights(statement, model, scope)
             return model
         found = self.find(item.base, scope, (s.Model, s.DerivedModel), "model")
         if found is None:
@@ -216,7 +231,7 @@ class _Resolver:
         elif isinstance(statement, s.Require):
             model.requires.append((statement, scope))
         elif isinstance(statement, s.Weights):
-            model.weights, model.weights_scope = statement.names, scope
+            self._weights(statement, model, scope)
         elif isinstance(statement, s.Bad):
             model.altered = True  # what it requires may hold of what it was meant to be
         else:
@@ -227,6 +242,12 @@ class _Resolver:
                 "not a statement of its own",
                 notes=(("help", "overrides are `dims { ... }`, `repeat NAME COUNT`, `path.of.call(option: value)`"),),
             )
+
+    def _weights(self, said: s.Weights, model: ModelSource, scope: Scope) -> None:
+        if model.weights and model.weights_at is not None and model.weights_scope is scope:
+            marks = (Mark(model.weights_at, "first here"),)
+            self._report("DSK0108", "`weights` is said twice", said.span, "again here", marks)
+        model.weights, model.weights_scope, model.weights_at = said.names, scope, said.span
 
     def _section(self, item: s.Train | s.Plan | s.Serve, scope: Scope, into: dict[str, SectionSource]) -> None:
         section = self.section(item, scope)
@@ -272,6 +293,9 @@ class _Resolver:
                 continue
             key = f"{prefix}{entry.key.text}"
             if isinstance(entry, s.Placement):
+                if prefix != "shard." or not isinstance(into.item, s.Plan):
+                    self._report("DSK0170", "`->` stands in the `shard` of a plan", entry.span)
+                    continue
                 into.placements.append((entry, scope))
                 continue
             if key in said_here and not isinstance(entry, s.Patch):

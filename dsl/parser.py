@@ -14,7 +14,6 @@ from . import syntax as s
 from .diagnostics import Diagnostic, Diagnostics
 from .doubt import doubted, imports_in_doubt
 from .layout import ITEM_KEYWORDS, Layout
-from .repair import repair
 from .source import Source, Span
 from .tables import Machine, Tables, UnexpectedToken, load_tables
 from .token import Token
@@ -92,6 +91,8 @@ def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File
     tree = session.run(tokens)
     doubts: list[Span] = []
     if session.failed:  # again, with what is wrong put right where one token does it
+        from .repair import repair  # which most files never need
+
         repaired = repair(tokens, source, tables)
         problems.extend(repaired.found)
         if repaired.found:

@@ -93,12 +93,13 @@ class _Resolver:
 
     def _parameters(self, item: s.Model | s.Block | s.ExternBlock) -> None:
         """Parameters have names of their own, and so have a model's results."""
-        results = item.results if isinstance(item, s.Model) else ()
+        names = [param.name for param in item.params]
+        names += [result.name for result in item.results] if isinstance(item, s.Model) else []
         seen: dict[str, Span] = {}
-        for named in (*item.params, *results):
-            if named.name.text in seen:
-                self._defined_twice(named.name, seen[named.name.text])
-            seen.setdefault(named.name.text, named.name.span)
+        for name in names:
+            if name.text in seen:
+                self._defined_twice(name, seen[name.text])
+            seen.setdefault(name.text, name.span)
 
     def _use(self, use: s.Use, scope: Scope, path: Path) -> None:
         other: Scope | None = None

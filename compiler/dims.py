@@ -10,6 +10,7 @@ from dskc.dsl.dims import Dim, DimSizeError
 from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
+from .bindings import walk
 from .evaluate import Evaluator, describe
 from .frame import Frame
 from .ir import Axis, DimInfo
@@ -136,6 +137,4 @@ def _is_whole(name: str, size: Dim, span: Span, frame: Frame) -> bool:
 
 
 def _names(node: s.Expression) -> list[str]:
-    from .passes.expand import _walk
-
-    return [found.text for found in _walk(node) if isinstance(found, s.Name) and found.is_dim]
+    return [found.text for found in walk(node) if isinstance(found, s.Name) and found.is_dim]

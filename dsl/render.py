@@ -59,7 +59,7 @@ def _place(mark: Mark) -> dict[str, str | int]:
 
 
 def to_github(diagnostics: Iterable[Diagnostic]) -> str:
-    """One workflow command a diagnostic, which GitHub shows beside the changed line.
+    """One workflow command a diagnostic, each ending its line, which GitHub shows beside the changed line.
 
     Source: docs.github.com, "Workflow commands for GitHub Actions", setting an error message; escapes as in the
     toolkit's `command.ts`.
@@ -75,8 +75,8 @@ def to_github(diagnostics: Iterable[Diagnostic]) -> str:
         details = [mark.label for mark in diagnostic.drawn_marks if mark.label]
         details += [f"{head}: {text}" for head, text in diagnostic.notes]
         message = _escaped("\n".join([diagnostic.title, *details]))
-        lines.append(f"::{diagnostic.severity} {shown}::{message}")
-    return "\n".join(lines)
+        lines.append(f"::{diagnostic.severity} {shown}::{message}\n")
+    return "".join(lines)
 
 
 def _escaped(text: str, more: str = "") -> str:

@@ -21,17 +21,15 @@ CONTINUES = frozenset({
 
 
 class Layout:
-    """Turns the lexer's tokens into the parser's. `open_brackets` is what stands open at the last one given out, and
-    `index` its number among all that were taken in, where it is no newline."""
+    """Turns the lexer's tokens into the parser's. `open_brackets` is what stands open at the last one given out."""
 
     def __init__(self) -> None:
         self.open_brackets: list[Token] = []
-        self.index = 0
 
     def process(self, tokens: Iterable[Token]) -> Iterator[Token]:
         newline: Token | None = None
         previous: Token | None = None
-        for self.index, token in enumerate(tokens):
+        for token in tokens:
             kind = token.type
             if kind == "NEWLINE":
                 newline = newline or token

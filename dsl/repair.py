@@ -130,21 +130,14 @@ def _best(tokens: list[Token], source: Source, tables: Tables) -> Change | None:
 def find_fault(tokens: list[Token], tables: Tables) -> Fault | None:
     """Where the parser would stop, without building anything; None when the tokens are a whole number of items."""
     stack = [tables.start]
-    layout = Layout()
-    for token in layout.process(tokens):
+    for token in Layout().process(tokens):
         before = stack.copy()
         if not advance(tables, stack, token.type):
-            return Fault(
-                layout.index if token.type != "NEWLINE" else _index(tokens, token), token, accepted(tables, before)
-            )
-    end = Token("$END", "")
+            index = next(i for i, other in enumerate(tokens) if other is token)
+            return Fault(index, token, accepted(tables, before))
     if advance(tables, stack.copy(), "$END"):
         return None
-    return Fault(len(tokens), end, accepted(tables, stack))
-
-
-def _index(tokens: list[Token], newline: Token) -> int:
-    return next(i for i, token in enumerate(tokens) if token is newline)
+    return Fault(len(tokens), Token("$END", ""), accepted(tables, stack))
 
 
 class _Changes:
@@ -172,6 +165,8 @@ class _Changes:
         yield from self._deleted_braces()
         yield from self._swapped()
         yield from self._inserted(_LIKELY, doubtful=True)
+        if _ANYTHING.keys() <= self.fault.expected:  # a value is missing here, rather than that something is too many
+            yield from self._inserted(_ANYTHING, doubtful=True)
         yield from self._deleted()
         yield from self._inserted(_ANYTHING, doubtful=True)
 
@@ -219,9 +214,8 @@ class _Changes:
                 label = f"a `{text}` is missing before this"
                 if (doubtful or kinds is _IN_HEADS) and at == self.fault.index:
                     label = f"expected {describe_expected(self.fault.expected)}"
-                yield Change(
-                    at, at, (new,), self._reporter(found, label), doubtful or (self.in_head and kind == "EQUAL")
-                )
+                guess = doubtful or (self.in_head and kind == "EQUAL")
+                yield Change(at, at, (new,), self._reporter(found, label), guess)
 
     def _swapped(self) -> Iterator[Change]:
         """Two neighbours in the wrong order."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from .diagnostics import Diagnostic
 from .layout import ITEM_KEYWORDS, Layout
@@ -24,6 +25,8 @@ from .wording import describe_expected, describe_unexpected, habit
 
 FAR = 12  # tokens that must be read beyond a mistake, for a change to be believed; or all that there are
 LONGEST_ITEM = 3000  # tokens; in a longer one a change takes too long to try
+TRIES = 100  # changes that are tried for one mistake; most have some fifty
+LONGEST_LINE = 50  # tokens before a mistake among which one may stand twice
 MOST = 8  # changes to a file: one with more mistakes was not meant as a spec
 _CERTAIN = {"LBRACE": "{", "EQUAL": "="}
 _IN_HEADS = {word.upper(): word for word in ("of", "for", "on", "from")}
@@ -117,27 +120,38 @@ def _best(tokens: list[Token], source: Source, tables: Tables) -> Change | None:
     if fault is None:
         return None
     best, reached = None, fault.index + FAR
-    for change in _Changes(tokens, fault, source, tables).all():
-        after = find_fault(change.applied(tokens), tables)
-        if after is None:
+    for change in islice(_Changes(tokens, fault, source, tables).all(), TRIES):
+        stopped = _stop(change.applied(tokens), tables)
+        if stopped is None:
             return change
-        moved = after.index - len(change.new) + (change.end - change.start)
-        if moved > reached and after.token.type != "$END" and change.keeps_brackets(tokens):
+        index, token = stopped
+        moved = index - len(change.new) + (change.end - change.start)
+        if moved > reached and token.type != "$END" and change.keeps_brackets(tokens):
             best, reached = change, moved
     return best
 
 
 def find_fault(tokens: list[Token], tables: Tables) -> Fault | None:
-    """Where the parser would stop, without building anything; None when the tokens are a whole number of items."""
+    """Where the parser would stop; None when the tokens are a whole number of items."""
+    stopped = _stop(tokens, tables)
+    if stopped is None:
+        return None
+    index, token = stopped
+    stack = [tables.start]
+    for before in Layout().process(tokens):
+        if before is token:
+            break
+        advance(tables, stack, before.type)
+    return Fault(index, token, accepted(tables, stack))
+
+
+def _stop(tokens: list[Token], tables: Tables) -> tuple[int, Token] | None:
+    """The token that the parser would stop at and its index, with nothing built on the way."""
     stack = [tables.start]
     for token in Layout().process(tokens):
-        before = stack.copy()
         if not advance(tables, stack, token.type):
-            index = next(i for i, other in enumerate(tokens) if other is token)
-            return Fault(index, token, accepted(tables, before))
-    if advance(tables, stack.copy(), "$END"):
-        return None
-    return Fault(len(tokens), Token("$END", ""), accepted(tables, stack))
+            return next(i for i, other in enumerate(tokens) if other is token), token
+    return None if advance(tables, stack, "$END") else (len(tokens), Token("$END", ""))
 
 
 class _Changes:
@@ -234,7 +248,8 @@ class _Changes:
     def _doubled(self) -> Iterator[Change]:
         """A token that stands twice on the line."""
         line = self.tokens[self.near[0]].line
-        for at in range(min(self.fault.index, len(self.tokens) - 1), 0, -1):
+        last = min(self.fault.index, len(self.tokens) - 1)
+        for at in range(last, max(0, last - LONGEST_LINE), -1):
             if self.tokens[at].line < line:
                 break
             if self.tokens[at].type == "COMMA":

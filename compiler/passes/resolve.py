@@ -295,7 +295,7 @@ class _Resolver:
             key = f"{prefix}{entry.key.text}"
             if isinstance(entry, s.Placement):
                 if prefix != "shard." or not isinstance(into.item, s.Plan):
-                    self._report("DSK0170", "`->` stands in the `shard` of a plan", entry.span)
+                    self._misplaced(entry, prefix, into)
                     continue
                 into.placements.append((entry, scope))
                 continue
@@ -311,6 +311,14 @@ class _Resolver:
                 into.settings[key] = Said(entry.key, entry.value, scope)
             else:
                 self._patch(key, entry.key, entry.arguments, into, scope)
+
+    def _misplaced(self, entry: s.Placement, prefix: str, section: SectionSource) -> None:
+        """Reports `->` outside `shard`: each entry, or once the section that holds them when its name is near."""
+        name = prefix.removesuffix(".")
+        near = did_you_mean(name, ("shard",))
+        span = section.sections[name] if near and name in section.sections else entry.span
+        label = "did you mean `shard`?" if near else ""
+        self._report("DSK0170", "`->` stands in the `shard` of a plan", span, label)
 
     def _patch(
         self, key: str, at: s.Path, arguments: tuple[s.Argument, ...], into: SectionSource, scope: Scope

@@ -233,6 +233,7 @@ WRONG = (
     ),
     # --- recipes
     Wrong("DSK0170", "D -> tp", "`->` stands in the `shard` of a plan", train("shard { D -> tp }")),
+    Wrong("DSK0170", "shhard", "did you mean `shard`?", plan("mesh { dp = 8 }\nshhard { D -> dp, V -> dp }")),
     Wrong("DSK0170", "bach", "did you mean `batch`?", train("bach { sequences = 5, S = 8 }")),
     Wrong("DSK0141", "optimizr", "did you mean `optimizer`?", train("optimizer adamw(lr: 1)\noptimizr(lr: 2)")),
     Wrong("DSK0170", "tokns", "did you mean `tokens`?", train("tokns = 5M")),

@@ -46,7 +46,7 @@ class Calls:
                 argument
             ) in node.arguments:  # what is wrong in there is worth knowing too, where any block would take it
                 if argument.label is None and not isinstance(argument.value, s.Arrow | s.Path):
-                    self.evaluator.evaluate(argument.value, frame)
+                    self.evaluator.evaluate(argument.value, frame, None, name)
             return POISON
         if isinstance(callee, BlockValue):
             return self._apply_value(callee, node, frame, consumer)

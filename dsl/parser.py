@@ -21,7 +21,8 @@ from .tree import TreeBuilder, token_span
 from .wording import describe_expected, describe_unexpected, habit
 
 GRAMMAR = Path(__file__).parent / "grammar.lark"
-MAX_TOKENS = 50_000  # of a file, comments and line ends included
+MAX_TOKENS = 30_000  # of a file, comments and line ends included
+MOST_PROBLEMS = 100  # of reading one file: what has more is no spec
 MAX_DEPTH = 100  # of brackets and braces
 MAX_LEVELS = 300  # of the tree: a bracket takes two or three, an operator or an `else if` one
 CALLS = 5000  # that Python may nest: some ten for each level, and some more for each block within a block
@@ -126,6 +127,7 @@ class _Session:
         self.problems = problems
         self.layout = Layout()
         self.failed = False
+        self.stumbled = False  # a statement could not be read, and none has been read since
         self.lost = False  # what stands here belongs to an item whose head could not be read: one error is enough
 
     def run(self, tokens: list[Token]) -> s.File | None:
@@ -135,6 +137,8 @@ class _Session:
                 if token.type in ITEM_KEYWORDS and token.column == 1 and self._open_brace() is not None:
                     raise UnexpectedToken(token, frozenset())  # as a key it might fit, but there it is an item
                 self.state.feed_token(token)
+                if token.type == "NEWLINE":
+                    self.stumbled = False
                 self.lost = self.lost and not (token.type in ITEM_KEYWORDS and token.column == 1)
             except UnexpectedToken as error:
                 self._recover(token, error, stream)
@@ -168,7 +172,11 @@ class _Session:
 
     def _report(self, span: Span, found: Token, error: UnexpectedToken) -> None:
         self.failed = True
-        if self.lost and _outside(error.expected):
+        outside = _outside(error.expected) or _behind_item(error.expected)
+        if (self.lost and outside) or (self.stumbled and _at_statement(error.expected)):
+            return
+        self.stumbled = True
+        if len(self.problems) >= MOST_PROBLEMS:
             return
         expected = describe_expected(error.expected)
         label = habit(span) or (f"expected {expected}" if expected else "")
@@ -265,6 +273,15 @@ class _Session:
 def _outside(terminals: Container[str]) -> bool:
     """Whether an item may begin here. (In a section its keywords may too, as keys, but so may other names.)"""
     return "MODEL" in terminals and "NAME" not in terminals
+
+
+def _behind_item(terminals: frozenset[str]) -> bool:
+    return terminals <= {"NEWLINE", "$END"}
+
+
+def _at_statement(terminals: Container[str]) -> bool:
+    """Whether a statement may begin here."""
+    return "RETURN" in terminals and "REPEAT" in terminals and "EQUAL" not in terminals
 
 
 class _Stream:

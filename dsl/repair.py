@@ -28,7 +28,6 @@ LONGEST_ITEM = 3000  # tokens; in a longer one a change takes too long to try
 TRIES = 100  # changes that are tried for one mistake; most have some fifty
 LONGEST_LINE = 50  # tokens before a mistake among which one may stand twice
 MOST = 8  # changes to a file: one with more mistakes was not meant as a spec
-_CERTAIN = {"LBRACE": "{", "EQUAL": "="}
 _IN_HEADS = {word.upper(): word for word in ("of", "for", "on", "from")}
 _ITEMS = {word.upper(): word for word in ("use", "model", "block", "train", "plan", "serve", "checkpoint", "dsk")}
 _LIKELY = {"COLON": ":", "RARROW": "->", "COMMA": ",", "LPAR": "(", "AS": "as", "DOT": "."}
@@ -170,12 +169,13 @@ class _Changes:
         yield from self._keywords()
         yield from self._capitals()
         yield from self._unclosed_brace()
+        yield from self._inserted({"EQUAL": "="}, doubtful=False)
         yield from self._doubled()
         if self.outside:
             yield from self._inserted(_ITEMS, doubtful=False)
         if self.in_head:
             yield from self._inserted(_IN_HEADS, doubtful=False)
-        yield from self._inserted(_CERTAIN, doubtful=False)
+        yield from self._inserted({"LBRACE": "{"}, doubtful=False)
         yield from self._deleted_braces()
         yield from self._swapped()
         yield from self._inserted(_LIKELY, doubtful=True)

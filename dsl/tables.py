@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lark.grammar import Rule as LarkRule
 
 FORMAT = 1  # of what is kept
+DEEP = 2000  # states on the stack: to copy more of them for each token takes too long
 # A rule: what it makes, the method of the tree builder that makes it, how many children it takes, which of them and
 # with how many absent ones before each (and behind the last), and whether a single child passes as it is.
 Rule = tuple[str, str, int, tuple[tuple[int, bool, int], ...], int, bool]
@@ -105,7 +106,9 @@ class Machine:
 
     def feed_token(self, token: Token, is_end: bool = False) -> object:
         """Takes a token in; the tree, when it is the end. Raises UnexpectedToken, the stacks as they then are."""
-        before = self.state_stack.copy()  # what is reduced on the way to an error may hide what would have fitted
+        before = self.state_stack  # what is reduced on the way to an error may hide what would have fitted
+        if len(before) < DEEP:
+            before = before.copy()
         while True:
             action = self.states[self.state_stack[-1]].get(token.type)
             if action is None:

@@ -231,11 +231,15 @@ class _Expander:
             frame.names[target.text] = POISON
 
     def _distinct(self, targets: tuple[s.Name, ...], frame: Frame) -> None:
-        for index, target in enumerate(targets):
-            before = next((other for other in targets[:index] if other.text == target.text), None)
-            if before is not None:
+        first: dict[str, s.Name] = {}
+        reported: set[str] = set()
+        for target in targets:
+            name = target.text
+            before = first.setdefault(name, target)
+            if before is not target and name not in reported:
+                reported.add(name)
                 marks = (Mark(before.span, "first here"),)
-                frame.report("DSK0102", f"`{target.text}` is defined twice", target.span, "again here", marks)
+                frame.report("DSK0102", f"`{name}` is defined twice", target.span, "again here", marks)
 
     def _bind(self, target: s.Name, value: Expressed, frame: Frame) -> None:
         if target.is_dim:

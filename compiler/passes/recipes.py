@@ -235,6 +235,7 @@ class _Reader:
         else:
             last, near, where, options = head, did_you_mean(head, sorted(heads)), f"a {word}", sorted(heads)
         label = f"did you mean `{near}`?" if near else f"it has {', '.join(options)}"
+        section.unread.add(near or "")  # which was most likely meant
         span = section.sections.get(head, said.key.span) if last == head else said.key.span
         self._report("DSK0170", f"{where} has no key `{last}`", span, label)
 
@@ -306,6 +307,9 @@ class _Reader:
         near = did_you_mean(text, names)
         label = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
         span = node.callee.span if isinstance(node, s.Call) else node.span
+        if ("loss", text) in self.unknown:
+            return False
+        self.unknown.add(("loss", text))
         self._report("DSK0173", f"`{text}` is no loss of `{graph.name}`", span, label)
         return False
 

@@ -10,7 +10,7 @@ from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Mark
 from dskc.dsl.parser import parse, parse_entry
 from dskc.dsl.source import Source, Span, read_source
-from dskc.dsl.suggest import did_you_mean
+from dskc.dsl.suggest import did_you_mean, looks_like
 
 from ..program import Definition, ModelSource, Override, Program, Said, Scope, SectionSource
 from ..values import BlockDefinition
@@ -115,8 +115,9 @@ class _Resolver:
             if library != "std":
                 meant = did_you_mean(library, ("std",)) is not None
                 label = "did you mean `std`?" if meant else label
-                self._report("DSK0103", f"there is no library `{library}`", use.library.span, label)
-                if not meant:
+                if not scope.broken:
+                    self._report("DSK0103", f"there is no library `{library}`", use.library.span, label)
+                if not (meant or scope.broken):
                     scope.lost.update(name.text for name in use.names)
                     return
             index = library_index()
@@ -128,11 +129,13 @@ class _Resolver:
         owner = self._library_file(index[asked]) if asked in index else other
         if owner is None or asked not in owner.names:
             near = None
+            known = list(index if other is None else other.names)
             if owner is None or not (owner.broken or owner.lost):
-                near = self._not_there(name, list(index if other is None else other.names), use)
+                near = self._not_there(name, known, use)
             if near is None:
                 scope.lost.add(asked)
                 return
+            scope.lost.update(other_name for other_name in known if looks_like(name.text, other_name))
             asked = near  # the rest of the file most likely calls it so
             owner = self._library_file(index[near]) if near in index else other
         assert owner is not None

@@ -174,7 +174,8 @@ class _Resolver:
             source = replace(read_source(path, shown), library=library)
         except DiagnosticError as error:
             for found in error.diagnostics:
-                self.problems.add(replace(found, span=name.span, label=""))
+                marks = (Mark(found.span, found.label),) if found.span.source.text else ()
+                self.problems.add(replace(found, span=name.span, label="", marks=marks))
             return None
         return self._load(source, path, library)[0]
 

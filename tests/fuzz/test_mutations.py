@@ -14,7 +14,7 @@ from .mutations import KINDS, SINGLE, SPECS, mutation
 FEW = 500
 MANY = 10_000
 CHUNK = 1000
-RIGHT = 0.95  # of misspelt words that something is reported of: the line, and the word as it was
+RIGHT = 0.98  # of misspelt words that something is reported of: the line, and the word as it was
 MEAN = 1.05  # problems of a wrong token, at most
 MOST = 3
 MOST_OF_ANY = 12  # problems of bytes in any place, nesting and sheer size

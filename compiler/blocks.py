@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from dskc.dsl import syntax as s
+from dskc.dsl.diagnostics import Mark
 from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
 
@@ -178,20 +179,23 @@ class Blocks:
         results = self.run(block.body, inner)
         if results is None:
             return None
+        places = _given_back(block)
         if len(results) != len(block.types):
-            inner.report(
-                "DSK0128",
-                f"`{block.name.text}` gives back {len(results)} of the {len(block.types)} it declares",
-                block.name.span,
-            )
+            title = f"`{block.name.text}` gives back {len(results)} of the {len(block.types)} it declares"
+            marks = (Mark(places[0].to(places[-1]), "these are what it gives back"),) if places else ()
+            inner.report("DSK0128", title, block.name.span, "", marks)
             return None
         checked: list[Value] = []
-        for value, kind in zip(results, block.types, strict=True):
+        for index, (value, kind) in enumerate(zip(results, block.types, strict=True)):
+            place = places[index] if len(places) == len(results) else None
             if not isinstance(value, Value):
                 if not isinstance(value, Poison):
-                    inner.report("DSK0129", f"`{block.name.text}` gives back {describe(value)}", block.name.span)
+                    marks = (Mark(place, "this is no tensor"),) if place is not None else ()
+                    inner.report(
+                        "DSK0129", f"`{block.name.text}` gives back {describe(value)}", block.name.span, "", marks
+                    )
                 return None
-            if not check_type(kind, value, inner, self.evaluator):
+            if not check_type(kind, value, inner, self.evaluator, place):
                 return None
             checked.append(value)
         return tuple(checked)
@@ -238,6 +242,12 @@ class Blocks:
         attributes = Extern(path, target, tuple(types), (*dims, *options), flops, saved)
         made = frame.builder.add(attributes, outer, span)
         return made[0] if len(made) == 1 else made
+
+
+def _given_back(block: s.Block) -> tuple[Span, ...]:
+    """Where a block says what it gives back, when that is at its end."""
+    last = block.body.statements[-1] if block.body.statements else None
+    return tuple(value.span for value in last.values) if isinstance(last, s.Return) else ()
 
 
 def _apart(region: Region, path: str, builder: Builder) -> tuple[Region, str]:

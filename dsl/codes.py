@@ -73,6 +73,7 @@ CODES: dict[str, str] = {
     "DSK0172": "a unit does not fit",
     "DSK0173": "an objective cannot be read",
     "DSK0174": "a checkpoint map cannot be read",
+    "DSK0175": "a weight is called almost as its checkpoint map has it",
     # limits of this compiler
     "DSK0190": "something is not compiled yet",
     "DSK0191": "a model has too many operations",

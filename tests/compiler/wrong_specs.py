@@ -248,6 +248,13 @@ WRONG = (
     Wrong("DSK0174", '"a.*"', "has 0 `*`", mapped('x = "a.*"\nlogits = "c"')),
     Wrong("DSK0174", 'permute_rope("a")', "also needs heads", mapped('x = permute_rope("a")\nlogits = "c"')),
     Wrong("DSK0174", "by: 3", "takes nothing else", mapped('x = transpose("a", by: 3)\nlogits = "c"')),
+    Wrong("DSK0175", "rms_norm(x) as nomr", "did you mean `norm`?", model("x = rms_norm(x) as nomr\n  weights llama")),
+    Wrong(
+        "DSK0175",
+        "repeat 2 lyaers",
+        "did you mean `layers`?",
+        model("repeat 2 lyaers {\n x += attention(rms_norm(x), heads: H, width: E)\n }\n  weights llama"),
+    ),
     # --- what is not there yet
     Wrong("DSK0190", "ids[B, S]?", "optional inputs", model().replace("ids[B, S])", "ids[B, S]?)")),
     Wrong(

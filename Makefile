@@ -39,10 +39,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/dskc check $(SPECS)
 	$(BIN)/dskc fmt --check $(SPECS) dsl/std/*.dsk
 	$(BIN)/dskc compile --check $(SPECS)
+	$(BIN)/python -m dskc.compiler.manual --check
 	$(BIN)/python -m pytest -m "not exhaustive and not gpu" tests/dsl tests/compiler -x
 
 generate: $(VENV)/installed
 	$(BIN)/dskc compile $(SPECS)
+	$(BIN)/python -m dskc.compiler.manual
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

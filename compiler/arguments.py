@@ -16,7 +16,7 @@ from .sections import UNITS
 from .signature import DTYPES, REQUIRED, Kind, Parameter, Record, Signature
 from .values import POISON, ArrowValue, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
 
-_VALUE_KINDS = {
+VALUE_KINDS = {
     "int": Kind.INT,
     "float": Kind.FLOAT,
     "bool": Kind.BOOL,
@@ -43,10 +43,10 @@ def _block_parameter(param: s.Param, frame: Frame) -> Parameter:
         case s.DimKind():
             return Parameter(name, Kind.SIZE, default)
         case s.ValueKind():
-            kind = _VALUE_KINDS.get(param.kind.name.text)
+            kind = VALUE_KINDS.get(param.kind.name.text)
             if kind is None:
-                near = did_you_mean(param.kind.name.text, _VALUE_KINDS)
-                label = f"did you mean `{near}`?" if near else f"kinds are {', '.join(_VALUE_KINDS)}"
+                near = did_you_mean(param.kind.name.text, VALUE_KINDS)
+                label = f"did you mean `{near}`?" if near else f"kinds are {', '.join(VALUE_KINDS)}"
                 frame.report(
                     "DSK0101", f"no kind of parameter is called `{param.kind.name.text}`", param.kind.span, label
                 )

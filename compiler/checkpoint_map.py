@@ -16,15 +16,41 @@ from .frame import Frame, Shared
 from .ir import Axis, Graph, walk
 from .parameters import parameters
 from .program import ModelSource, Scope
+from .signature import Kind, Parameter, Signature
 from .values import POISON
 
 Json = dict[str, "str | int | Json"]
-TRANSFORMS: dict[str, tuple[str, ...]] = {
-    "stack": (),
-    "transpose": (),
-    "rows": ("from", "to"),
-    "interleave": ("parts", "part"),
-    "permute_rope": ("heads",),
+_OF = Parameter("of", Kind.TENSOR, doc="a name in quotes, or another transform")
+IGNORE, TIED = "ignore", "tied"
+ENTRIES = {
+    IGNORE: "tensors of others that no parameter wants, by a pattern in quotes",
+    TIED: "two tensors that are one, a list of two names in quotes: the copy, the original",
+}
+# What a rule may do to a tensor on its way in; each has an inverse, for the way out.
+TRANSFORMS: dict[str, Signature] = {
+    transform.name: transform
+    for transform in (
+        Signature("stack", (_OF,), "The tensors that `#`, the index of an expert, counts through, one upon another."),
+        Signature("transpose", (_OF,), "The last two axes exchanged."),
+        Signature(
+            "rows",
+            (_OF, Parameter("from", Kind.INT, doc="the first row"), Parameter("to", Kind.INT, doc="behind the last")),
+            "Some rows of a tensor that holds several.",
+        ),
+        Signature(
+            "interleave",
+            (_OF, Parameter("parts", Kind.INT, doc="how many"), Parameter("part", Kind.INT, doc="which, from 0")),
+            "Every `parts`-th row of a tensor whose parts take turns.",
+        ),
+        Signature(
+            "permute_rope",
+            (
+                _OF,
+                Parameter("heads", Kind.INT, doc="that the rows make"),
+            ),
+            "Rows in the order of rotated halves, from that of rotated neighbours.",
+        ),
+    )
 }
 
 
@@ -127,11 +153,11 @@ class _Reader:
         if (
             isinstance(entry, s.Setting)
             and entry.bare
-            and entry.key.text == "ignore"
+            and entry.key.text == IGNORE
             and isinstance(entry.value, s.String)
         ):
             return {"ignore": entry.value.value}
-        if isinstance(entry, s.Setting) and entry.bare and entry.key.text == "tied" and isinstance(entry.value, s.List):
+        if isinstance(entry, s.Setting) and entry.bare and entry.key.text == TIED and isinstance(entry.value, s.List):
             names = [item.value for item in entry.value.items if isinstance(item, s.String)]
             if len(names) == 2:
                 return {"same": names[0], "as": names[1]}
@@ -177,15 +203,16 @@ class _Reader:
         for dim in self.graph.dims:
             frame.dims[dim.name] = Axis(dim.name, dim.equation or Dim.of(dim.name))
         evaluator = Evaluator(lambda *_: POISON)
+        options = [p.name for p in TRANSFORMS[node.callee.text].parameters[1:]]
         for argument in node.arguments[1:]:
             label = argument.label.text if argument.label else None
             number = evaluator.number(evaluator.evaluate(argument.value, frame), frame)
-            if label not in TRANSFORMS[node.callee.text] or not isinstance(number, Fraction):
-                takes = ", ".join(TRANSFORMS[node.callee.text]) or "nothing else"
+            if label not in options or not isinstance(number, Fraction):
+                takes = ", ".join(options) or "nothing else"
                 self._report("DSK0174", f"`{node.callee.text}` takes {takes}", argument.span)
                 return None
             found[label] = int(number)
-        missing = [name for name in TRANSFORMS[node.callee.text] if name not in found]
+        missing = [name for name in options if name not in found]
         if missing:
             self._report("DSK0174", f"`{node.callee.text}` also needs {', '.join(missing)}", node.span)
             return None

@@ -13,6 +13,7 @@ from dskc.dsl.suggest import did_you_mean
 
 from .frame import Frame
 from .ir import Axis, Value
+from .masks import MASKS
 from .ops.base import ShapeError
 from .ops.elementwise import Elementwise
 from .signature import DTYPES, Record
@@ -32,7 +33,7 @@ _COMPARE: dict[str, Callable[[Fraction, Fraction], bool]] = {
 }
 FUNCTIONS: dict[str, Callable[..., Dim]] = {"floor": floor, "ceil": ceil, "min": minimum, "max": maximum}
 NO_NUMBERS = ("nan", "inf", "infinity")
-MASK_WORDS = ("causal", "documents")
+MASK_WORDS = tuple(name for name, mask in MASKS.items() if not mask.parameters)
 CallHandler = Callable[[s.Call, Frame, str | None, str | None], Expressed]
 Exact = TypeVar("Exact", Fraction, Dim)
 

@@ -24,6 +24,8 @@ class DType(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
     INT64 = "int64"
+    INT8 = "int8"
+    FP8 = "fp8"
     BOOL = "bool"
 
 

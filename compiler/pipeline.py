@@ -13,6 +13,7 @@ from dskc.dsl.source import Source, read_source
 from .ir import Graph
 from .passes.canonicalize import canonicalize
 from .passes.expand import expand
+from .passes.fuse import fuse
 from .passes.infer import infer
 from .passes.precision import precision
 from .passes.recipes import Recipes, recipes
@@ -34,6 +35,7 @@ class Compiled:
 GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
     ("precision", precision),
     ("canonicalize", canonicalize),
+    ("fuse", fuse),
 )
 PASS_NAMES = ("expand", "infer", *(name for name, _ in GRAPH_PASSES))
 

@@ -10,18 +10,26 @@ from .signature import Record
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One term of an objective: a weight, and `next_token(result, ahead)` or an auxiliary loss by name."""
+    """One term of an objective: a weight, and `next_token(result, ahead, z, smoothing)` or a model's loss by name."""
 
     weight: Fraction
     loss: str  # next_token, or the name of a loss of the model
     result: str | None = None
     ahead: int = 1
+    z: float = 0.0
+    smoothing: float = 0.0
+
+    @property
+    def kernel(self) -> tuple[object, ...]:
+        """What terms share that one kernel computes."""
+        return (self.result, self.z, self.smoothing)
 
     def __str__(self) -> str:
         text = self.loss
         if self.result is not None:
-            ahead = f", ahead: {self.ahead}" if self.ahead != 1 else ""
-            text = f"{self.loss}({self.result}{ahead})"
+            said = [f", ahead: {self.ahead}"] if self.ahead != 1 else []
+            said += [f", {key}: {value:g}" for key in ("z", "smoothing") if (value := getattr(self, key))]
+            text = f"{self.loss}({self.result}{''.join(said)})"
         return text if self.weight == 1 else f"{float(self.weight):g} * {text}"
 
 

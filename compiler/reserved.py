@@ -31,9 +31,10 @@ CLASSES = _words("""
 
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
-    attention cache causal combine concat dispatch documents dropout embed enumerate gather gelu gelu_tanh i isinstance
-    layer_norm linear load_balance nn normalize range relu rms_norm rope rope_table rows self sequence_balance shift
-    sigmoid silu softcap softmax split tanh top_k torch unembed window
+    attention cache causal clamp combine concat dispatch documents dropout embed enumerate exp gather gelu gelu_tanh i
+    isinstance kernels layer_norm linear load_balance log nn normalize quantize range reference relu rms_norm rope
+    rope_table rows self sequence_balance shift sigmoid silu softcap softmax split sqrt tanh tl top_k torch training
+    triton unembed window
 """)
 
 

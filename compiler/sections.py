@@ -23,7 +23,13 @@ _WARMUP = Parameter("warmup", Kind.INT, 0, doc="steps from zero to the peak")
 OPTIMIZERS = (
     Signature(
         "adamw",
-        (_LR, _BETAS, Parameter("eps", Kind.FLOAT, 1e-8), _DECAY, _CLIP),
+        (
+            _LR,
+            _BETAS,
+            Parameter("eps", Kind.FLOAT, 1e-8, doc="added to the root of the running mean of squares"),
+            _DECAY,
+            _CLIP,
+        ),
         "AdamW (arXiv:1711.05101); betas 0.9 and 0.999 unless told.",
     ),
     Signature("lion", (_LR, _BETAS, _DECAY, _CLIP), "Lion (arXiv:2302.06675); betas 0.9 and 0.99 unless told."),
@@ -49,10 +55,20 @@ SCHEDULES = (
         "The peak rate, with a linear decay at the end (arXiv:2405.18392).",
     ),
 )
-INITS = (Signature("normal", (Parameter("std", Kind.FLOAT, 0.02),), "Weights normal, norms one, biases zero."),)
+INITS = (
+    Signature(
+        "normal",
+        (Parameter("std", Kind.FLOAT, 0.02, doc="their standard deviation"),),
+        "Weights normal, norms one, biases zero.",
+    ),
+)
 PIPELINES = (
     Signature("one_f_one_b", (), "One forward, one backward (arXiv:2006.09503)."),
-    Signature("interleaved", (Parameter("stages", Kind.INT, REQUIRED),), "Several stages a rank (arXiv:2104.04473)."),
+    Signature(
+        "interleaved",
+        (Parameter("stages", Kind.INT, REQUIRED, doc="of each rank"),),
+        "Several stages a rank (arXiv:2104.04473).",
+    ),
     Signature("zero_bubble", (), "Backward split in two (arXiv:2401.10241)."),
 )
 CACHES = (
@@ -60,7 +76,18 @@ CACHES = (
     Signature("contiguous", (), "One buffer a sequence."),
 )
 
+MESH_AXES = {
+    "dp": "data-parallel",
+    "pp": "pipeline-parallel",
+    "tp": "tensor-parallel",
+    "ep": "expert-parallel",
+    "cp": "context-parallel",
+}
+SHARDABLE = ("params", "optimizer", "gradients")  # what a plan may shard besides dims
+
 TRAINABLE = ("fp32", "bf16")  # fp16 needs loss scaling, which the trainer does not have yet
+RECOMPUTE = ("auto", "none", "full")
+STORABLE = ("fp32", "bf16", "fp16", "fp8", "int8", "int4")  # what a server may keep weights in
 _PRECISION = (
     _key("precision.params", Kind.DTYPE, choices=TRAINABLE, doc="parameters and gradients are stored in"),
     _key("precision.compute", Kind.DTYPE, choices=TRAINABLE, doc="activations run in"),
@@ -80,17 +107,17 @@ TRAIN_KEYS = {
         _key("init", Kind.RECORD, records=INITS, doc="how weights begin"),
         _key("save.every", Kind.INT, doc="steps from checkpoint to checkpoint"),
         _key("save.keep", Kind.INT, doc="how many checkpoints are kept"),
-        _key("balance.speed", Kind.FLOAT, doc="of the selection bias"),
+        _key("balance.speed", Kind.FLOAT, doc="kept for routers with a selection bias, which no primitive has yet"),
     )
 }
 PLAN_KEYS = {
     p.name: p
     for p in (
-        *(_key(f"mesh.{axis}", Kind.INT, doc=f"{axis} ranks") for axis in ("dp", "pp", "tp", "ep", "cp")),
+        *(_key(f"mesh.{axis}", Kind.INT, doc=f"{what} ranks") for axis, what in MESH_AXES.items()),
         _key("pipeline.schedule", Kind.RECORD, records=PIPELINES, doc="the order of microbatches"),
         _key("pipeline.microbatch", Kind.INT, doc="sequences at once"),
         _key("memory.limit", Kind.INT, doc="bytes of a device that may be used"),
-        _key("memory.recompute", Kind.SYMBOL, choices=("auto", "none", "full"), doc="what backward computes again"),
+        _key("memory.recompute", Kind.SYMBOL, choices=RECOMPUTE, doc="what backward computes again; auto unless told"),
         *_PRECISION,
         _key("batch.microbatch", Kind.INT, doc="sequences at once"),
     )
@@ -98,21 +125,38 @@ PLAN_KEYS = {
 SERVE_KEYS = {
     p.name: p
     for p in (
-        _key("precision.weights", Kind.SYMBOL, choices=("fp32", "bf16", "fp16", "fp8", "int8", "int4")),
-        _key("precision.compute", Kind.DTYPE, choices=DTYPES),
+        _key("precision.weights", Kind.SYMBOL, choices=STORABLE, doc="weights are stored in; bf16 unless told"),
+        _key("precision.compute", Kind.DTYPE, choices=DTYPES, doc="activations run in; bf16 unless told"),
         _key("cache", Kind.RECORD, records=CACHES, doc="where what blocks keep lies"),
-        _key("batch", Kind.INT, doc="sequences at once"),
+        _key("batch", Kind.INT, doc="sequences at once; 1 unless told"),
     )
 }
 
-MESH_AXES = {
-    "dp": "data-parallel",
-    "pp": "pipeline-parallel",
-    "tp": "tensor-parallel",
-    "ep": "expert-parallel",
-    "cp": "context-parallel",
+PLACEMENTS = "shard"  # the section of a plan that holds `what -> mesh axis`
+# Keys whose values no table can check alone: the model and the plan say what may stand there.
+OBJECTIVE, DATA_DIM = "objective", "batch.S"
+NEXT_TOKEN = Signature(
+    "next_token",
+    (
+        Parameter("result", Kind.NAMES, doc="a result of the model"),
+        Parameter("ahead", Kind.INT, 1, doc="how many places on the token stands that is foretold"),
+        Parameter("z", Kind.FLOAT, 0.0, doc="adds this times the squared log-sum-exp (arXiv:2204.02311, section 5)"),
+        Parameter("smoothing", Kind.FLOAT, 0.0, doc="of the target, towards all tokens (arXiv:1512.00567, section 7)"),
+    ),
+    "Cross entropy of a token, averaged; a sequence's last tokens and first ones of documents are not asked for.",
+)
+OPEN_KEYS = {
+    "train": {
+        OBJECTIVE: "what to make small: `next_token(result, ahead: 1)` and losses of the model by name, weighted",
+        DATA_DIM: "the length of a sequence; any dim of the data stands so, under its own name",
+    },
+    "plan": {f"{PLACEMENTS}.NAME -> AXIS": f"a dim, or {', '.join(SHARDABLE)}, cut over a mesh axis that divides it"},
+    "serve": {},
 }
-SHARDABLE = ("params", "optimizer", "gradients")  # what a plan may shard besides dims
+EXTERN_COSTS = {
+    "flops": "floating-point operations of its matrix products, as `2 * B * S * D`",
+    "saved": "elements that it holds for backward",
+}
 
 UNITS = {"memory.limit": "bytes"}  # keys whose number is of a kind; all others are plain counts
 MINIMUM_ONE = (

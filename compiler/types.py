@@ -11,17 +11,17 @@ from .evaluate import Evaluator
 from .frame import Frame
 from .ir import Axis, DType, TensorType, Value
 
-_ELEMENTS = {"ids": DType.INT64, "ints": DType.INT64}
+ELEMENTS = {"ids": DType.INT64, "ints": DType.INT64}
 
 
 def element(kind: s.Type, frame: Frame) -> DType | None:
     """The dtype that a declared type names: floating point unless it says otherwise. None when it was reported."""
     if kind.element is None:
         return DType.COMPUTE
-    if kind.element.text not in _ELEMENTS:
-        label = f"one of {', '.join(_ELEMENTS)}, or nothing for floating point"
+    if kind.element.text not in ELEMENTS:
+        label = f"one of {', '.join(ELEMENTS)}, or nothing for floating point"
         frame.report("DSK0101", f"no element type is called `{kind.element.text}`", kind.element.span, label)
-    return _ELEMENTS.get(kind.element.text)
+    return ELEMENTS.get(kind.element.text)
 
 
 def bind_type(param: s.Param, value: Value, inner: Frame, outer: Frame, place: Span, evaluator: Evaluator) -> bool:

@@ -191,6 +191,7 @@ class Param(Node):
     name: Name
     kind: Type | DimKind | ValueKind | None  # None: told by the default
     default: Expression | None
+    doc: str | None
 
 
 class Result(Node):

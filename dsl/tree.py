@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _ONE = Fraction(1)
+_TRAILING_DOC = re.compile(r"[ \t]*,?[ \t]*///([^\n]*)")
 Built = TypeVar("Built", s.Node, s.File)
 
 
@@ -65,6 +67,13 @@ class TreeBuilder:
 
     def _entry_doc(self, span: Span) -> str | None:
         return self.docs_before.get(span.start) or self.docs_after.get(span.end_line)
+
+    def _param_doc(self, span: Span) -> str | None:
+        """The text above a parameter, or right behind it: where several share a line, that is the last one's."""
+        if (before := self.docs_before.get(span.start)) is not None:
+            return before
+        behind = _TRAILING_DOC.match(self.source.text, span.end)
+        return behind[1].strip() if behind else None
 
     # --- leaves
 
@@ -180,16 +189,17 @@ class TreeBuilder:
     @_located
     def required(self, span: Span, *children: object) -> s.Node:
         name, kind = _present(children)
-        return s.Param(span, name, kind, None)
+        return s.Param(span, name, kind, None, self._param_doc(span))
 
     @_located
     def defaulted(self, span: Span, *children: object) -> s.Node:
-        return s.Param(span, *_present(children))
+        name, kind, default = _present(children)
+        return s.Param(span, name, kind, default, self._param_doc(span))
 
     @_located
     def inferred(self, span: Span, *children: object) -> s.Node:
         name, default = _present(children)
-        return s.Param(span, name, None, default)
+        return s.Param(span, name, None, default, self._param_doc(span))
 
     params = types
     results = types

@@ -10,6 +10,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton's own functions can be interpreted only if it is told so when it loads. Kernels defined later are, or are
+    # not, as is said then: tests/kernels has them interpreted, all else does without kernels.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

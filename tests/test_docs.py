@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from pygments.token import Error
 
 from dskc.compiler.cli import main
+from dskc.compiler.highlight.lexer import DskLexer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_shows_the_shipped_spec() -> None:
-    shown = next(block for block in blocks(README, "") if block.startswith("dsk 1"))
+    (shown,) = blocks(README, "dsk")
     assert (ROOT / "specs" / "deepseek_7b.dsk").read_text(encoding="utf-8").startswith(shown)
 
 
@@ -73,7 +75,7 @@ def test_the_readme_shows_the_diagnostic_that_comes(project: Path) -> None:
 
 
 def test_the_tutorial_shows_the_shipped_spec_and_its_diagnostic(project: Path) -> None:
-    shown = next(block for block in blocks(TUTORIAL, "") if "deepseek_nano from" in block)
+    shown = next(block for block in blocks(TUTORIAL, "dsk") if "deepseek_nano from" in block)
     spec = project / "specs" / "deepseek_nano.dsk"
     text = spec.read_text(encoding="utf-8")
     assert text.startswith(shown)
@@ -98,7 +100,7 @@ def test_the_tutorial_shows_what_qk_norm_adds(project: Path) -> None:
 
 
 def test_the_tutorial_block_compiles_in_a_folder_of_ones_own(tmp_path: Path) -> None:
-    text = next(block for block in blocks(TUTORIAL, "") if "squared_relu" in block)
+    text = next(block for block in blocks(TUTORIAL, "dsk") if "squared_relu" in block)
     spec = tmp_path / "mine.dsk"
     spec.write_text(text, encoding="utf-8")
     result = dskc("compile", str(spec))
@@ -124,6 +126,13 @@ def test_every_command_is_one_that_dskc_has(page: str) -> None:
     assert seen or page == "compiler.md" or "make" in PAGES[page]
 
 
+def test_the_settings_that_the_reference_shows_are_ones(project: Path) -> None:
+    (shown,) = blocks(PAGES["language.md"], "sh")
+    for line in shown.splitlines():
+        result = dskc(*line.split()[1:])
+        assert (result.exit_code, result.output) == (0, "1 spec checked, no problems\n"), result.output
+
+
 def test_the_flags_of_trainers_are_those_documented() -> None:
     page = PAGES["training.md"]
     documented = set(re.findall(r"`(--[a-z-]+)", page.split("## What happens")[0]))
@@ -131,9 +140,31 @@ def test_the_flags_of_trainers_are_those_documented() -> None:
     assert documented == set(re.findall(r'"(--[a-z-]+)"', options))
 
 
+@pytest.mark.parametrize("page", [name for name in PAGES if blocks(PAGES[name], "dsk")])
+def test_what_is_shown_as_the_language_is_read_by_its_lexer(page: str) -> None:
+    for block in blocks(PAGES[page], "dsk"):
+        wrong = [value for kind, value in DskLexer().get_tokens(block) if kind is Error]
+        assert not wrong, block
+
+
+def test_whole_specs_are_marked_as_the_language() -> None:
+    for name, text in PAGES.items():
+        assert not [block for block in blocks(text, "") if block.startswith("dsk 1\n\n")], name
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links, as code hosts make it of them."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
     for name, text in PAGES.items():
         base = ROOT if name == "README.md" else ROOT / "docs"
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            if "://" not in target:
-                assert (base / target).exists(), f"{name} links to {target}"
+        for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text):
+            if "://" in target:
+                continue
+            path = base / target if target else base / name
+            assert path.exists(), f"{name} links to {target}"
+            assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), f"{name}: {target}#{anchor}"

@@ -21,6 +21,8 @@ TORCH_DTYPES = {
     DType.BF16: "torch.bfloat16",
     DType.FP16: "torch.float16",
     DType.INT64: "torch.int64",
+    DType.INT8: "torch.int8",
+    DType.FP8: "torch.float8_e4m3fn",
     DType.BOOL: "torch.bool",
 }
 
@@ -49,8 +51,18 @@ class Call:
     names: Names
     modules: Modules
     serving: bool = False
+    training: str = "self.training"  # whether dropout drops
+    compute: str = "self.compute"  # the dtype of activations
+    qualified: bool = False  # functions of the reference by their module, where their names are taken
 
     def operand(self, index: int) -> Text:
+        return self.operands[index]
+
+    def tensor(self, index: int) -> Text:
+        """An operand that may be a weight: then the parameter of the module that owns it."""
+        value = self.op.operands[index]
+        if value in self.modules:
+            return Text(f"{self.modules[value][0]}.{self.names.tensors[value]}")
         return self.operands[index]
 
     def text(self, text: str) -> Text:
@@ -66,6 +78,9 @@ class Call:
         return Text(f"{left.at(kind)} {sign} {right.at(tighter)}", kind)
 
     def reference(self, name: str) -> Reference:
+        if self.qualified:
+            self.names.use("dskc.runtime", "reference")
+            return Reference(f"reference.{name}")
         self.names.use("dskc.runtime.reference", name)
         return Reference(name)
 
@@ -81,7 +96,7 @@ class Call:
     def dtype(self, dtype: DType) -> str:
         if dtype is DType.COMPUTE:
             self.names.casts = True
-            return "self.compute"
+            return self.compute
         self.names.use_torch()
         return TORCH_DTYPES[dtype]
 

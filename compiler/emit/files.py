@@ -20,6 +20,7 @@ from ..pipeline import Compiled, lower
 from ..program import Program
 from .classes import Classes
 from .function import Line
+from .kernels import emit_kernels
 from .model import emit_model, output_fields
 from .names import Names
 from .plan import emit_plan
@@ -33,22 +34,26 @@ def emit(compiled: Compiled, name: str, settings: tuple[str, ...] = ()) -> dict[
     spec = shown_path(compiled.program)
     spec_hash = program_hash(compiled.program, settings)
     header = Header(spec, spec_hash, settings)
-    classes = Classes(Names(graph))
-    model = emit_model(graph, classes)
-    serve = emit_serve(graph, classes)
     trains = [r for r in compiled.recipes.trains.values() if r.model == name]
     recipes = trains or [default_train(graph, total_parameters(graph))]
+    kernels = emit_kernels(graph, [term for recipe in recipes for term in recipe.objective])
+    classes = Classes(Names(graph, kernels=kernels.names.kernels))
+    model = emit_model(graph, classes)
+    serve = emit_serve(graph, classes)
     ledgers = [(recipe, memory(graph, recipe)) for recipe in recipes]
+    written = kernels.file()
     texts = {"__init__.py": _init(graph), "model.py": _join(model), "serve.py": _join(serve)}
+    texts["kernels.py"] = _join(written)
     for i, (recipe, ledger) in enumerate(ledgers):
         file = "train.py" if i == 0 else f"train_{recipe.name}.py"
         plans = [p for p in compiled.recipes.plans.values() if p.train == recipe.name]
-        texts[file] = emit_train(graph, recipe, plans, ledger, spec, spec_hash, file)
+        texts[file] = emit_train(graph, recipe, plans, ledger, kernels.losses, spec, spec_hash, file)
     files = {file: header.on(text) for file, text in texts.items()}
     rules = checkpoint_rules(compiled.program.models[name], graph, compiled.problems)
     files["plan.json"] = emit_plan(graph, ledgers, compiled.recipes, rules, spec, spec_hash)
     offset = header.lines
-    maps = {"model.py": _map(model, offset, compiled), "serve.py": _map(serve, offset, compiled)}
+    lines = {"model.py": model, "kernels.py": written, "serve.py": serve}
+    maps = {file: _map(text, offset, compiled) for file, text in lines.items()}
     files["source.map.json"] = json.dumps({"files": maps}, ensure_ascii=False, indent=0) + "\n"
     return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dskc.dsl.source import Span
@@ -10,6 +11,7 @@ from dskc.dsl.source import Span
 from ..ir import Op, Region, TensorType, Value, captures
 from ..ops.base import Operation
 from ..ops.experts import Experts
+from ..ops.fused import Fused
 from ..ops.structure import Block, Keep, Repeat
 from ..ops.weights import Weights
 from ..reserved import CALLED, PYTHON
@@ -53,6 +55,7 @@ class Function:
     waiting: dict[Value, tuple[Value, ...]] = field(default_factory=dict)  # inlined: the variables within
     modules: Modules = field(default_factory=dict)
     handles: dict[str, str] = field(default_factory=dict)  # modules from outside, by path: the parameters that they are
+    spelled: set[Value] = field(default_factory=set)  # never written within another call: kernels take variables
 
     def __post_init__(self) -> None:
         for value, owner in self.names.owners.items():
@@ -124,9 +127,16 @@ class Function:
         """All operations of a region. Its results are left for the caller to take."""
         uses = use_counts(region)
         self.left.update(uses)
+        self.spell(region.ops)
         last = region.ops[-1] if region.ops and region.ops[-1].results == region.results else None
         for op in region.ops:
             self.operation(op, uses, last=op is last)
+
+    def spell(self, ops: Iterable[Op]) -> None:
+        """Has what kernels read assigned to variables first."""
+        for op in ops:
+            if isinstance(op.attributes, Fused):
+                self.spelled.update(op.operands)
 
     def operation(self, op: Op, uses: Counter[Value], last: bool) -> None:
         attributes = op.attributes
@@ -144,6 +154,7 @@ class Function:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
         inline = len(op.results) == 1 and uses[op.result] == 1 and (last or op.result.name is None)
+        inline = inline and not (op.result in self.spelled and isinstance(attributes, Block | Experts))
         seen = (*op.operands, *captures(op))
         variables: tuple[Value, ...] = ()
         if inline:
@@ -164,6 +175,8 @@ class Function:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
         defaults = attributes.result_names or (default_name(op),) * len(op.results)
+        if isinstance(attributes, Fused):
+            defaults = attributes.variables
         losses = attributes.losses if isinstance(attributes, Block) else ()
         if losses:
             defaults = (*defaults[: len(op.results) - len(losses)], *losses)

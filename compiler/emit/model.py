@@ -33,7 +33,8 @@ def emit_model(graph: Graph, classes: Classes) -> list[Line]:
 def _imports(names: Names) -> list[str]:
     """Standard library, torch, then dskc, each group apart; `import torch` before `from torch`."""
     typing = {k: v for k, v in names.imports.items() if k == "typing"}
-    ours = {k: v for k, v in names.imports.items() if k not in ("typing", "torch")}
+    local = {k: v for k, v in names.imports.items() if k.startswith(".")}
+    ours = {k: v for k, v in names.imports.items() if k not in ("typing", "torch", *local)}
     groups = []
     if typing:
         groups.append(Names(names.graph, typing).import_lines())
@@ -42,6 +43,8 @@ def _imports(names: Names) -> list[str]:
     if outside:
         groups[-1] += Names(names.graph, outside).import_lines()
     groups.append(Names(names.graph, {k: v for k, v in ours.items() if k.startswith("dskc")}).import_lines())
+    if local:
+        groups.append(Names(names.graph, local).import_lines())
     lines: list[str] = []
     for group in groups:
         lines += ([""] if lines else []) + group

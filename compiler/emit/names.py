@@ -22,6 +22,8 @@ class Names:
     used_dims: set[str] = field(default_factory=set)
     owners: dict[Value, Weights] = field(default_factory=dict)  # which module a weight belongs to,
     homes: dict[Value, str] = field(default_factory=dict)  # and the path of the body that it is declared in
+    tensors: dict[Value, str] = field(default_factory=dict)  # what its module calls it
+    kernels: dict[int, str] = field(default_factory=dict)  # what kernels.py calls a program, by its identity
     lent: list[Op] = field(default_factory=list)  # what block values own: declared around the block
 
     def __post_init__(self) -> None:
@@ -33,6 +35,8 @@ class Names:
             if isinstance(attributes, Weights):
                 self.owners.update((value, attributes) for value in op.results)
                 self.homes.update((value, path) for value in op.results)
+                named = (weight.name for weight in attributes.weights)
+                self.tensors.update(zip(op.results, named, strict=True))
                 if not is_child(attributes.path, path):
                     self.lent.append(op)
             for inner in op.regions:

@@ -90,6 +90,7 @@ class Serving(Function):
             looking = []  # what reads it follows in this body
         uses = _uses(ops, wanted)
         self.left.update(uses)
+        self.spell(ops)
         final = ops[-1] if ops and ops[-1].results == wanted else None
         for i, op in enumerate(ops):
             if not looking or op is not looking[-1]:
@@ -212,7 +213,7 @@ def _uses(ops: list[Op], wanted: tuple[Value, ...]) -> Counter[Value]:
 
 def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     """The lines of serve.py below its header; `classes` are those of model.py."""
-    names = Names(graph)
+    names = Names(graph, kernels=classes.names.kernels)
     file = ServeFile(names, classes)
     span = graph.span
     function = Serving(names, "", span, serving=True, indent="    ", file=file)
@@ -250,7 +251,9 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     out = [Line(text) for text in lines]
     for dim in sorted(names.used_dims):
         names.use(".model", dim)
-    local = {".model": names.imports.pop(".model")}
+    local: dict[str, set[str]] = {
+        module: names.imports.pop(module) for module in (".", ".model") if module in names.imports
+    }
     names.imports.pop("torch", None)
     out += [Line(text) for text in names.import_lines()]
     out.append(Line(""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,14 @@ def _template() -> Template:
 
 
 def emit_train(
-    graph: Graph, recipe: TrainRecipe, plans: list[PlanRecipe], ledger: Memory, spec: str, spec_hash: str, file: str
+    graph: Graph,
+    recipe: TrainRecipe,
+    plans: list[PlanRecipe],
+    ledger: Memory,
+    losses: Mapping[tuple[object, ...], str],
+    spec: str,
+    spec_hash: str,
+    file: str,
 ) -> str:
     """The text of train.py below its header."""
     imports = [
@@ -52,7 +60,7 @@ def emit_train(
         file=file,
         recipe=recipe,
         objective=objective_text(recipe.objective),
-        objective_lines=_objective(graph, recipe.objective),
+        objective_lines=_objective(graph, recipe.objective, losses),
         imports=imports,
         recipe_fields=_recipe(graph, recipe, spec, spec_hash),
         plans=_plans(plans, recipe, ledger),
@@ -170,7 +178,12 @@ def _saved(saved: Saved) -> str:
 def _ledger(ledger: Memory) -> SimpleNamespace:
     repeats = [
         SimpleNamespace(
-            name=r.name, count=r.count, input=number(r.input), params=number(r.params), saved=_saved(r.saved)
+            name=r.name,
+            count=r.count,
+            input=number(r.input),
+            params=number(r.params),
+            saved=_saved(r.saved),
+            unfused=_saved(r.unfused),
         )
         for r in ledger.repeats
     ]
@@ -178,6 +191,7 @@ def _ledger(ledger: Memory) -> SimpleNamespace:
         params=number(ledger.params),
         repeats=repeats,
         rest=_saved(ledger.rest),
+        rest_unfused=_saved(ledger.rest_unfused),
         logits=number(ledger.logits),
         moments=ledger.moments,
         flops=number(ledger.flops_per_token),
@@ -207,7 +221,7 @@ def _schedule(record: Record, optimizer: Record) -> str:
     return f"optim.{record.name}({', '.join(parts)})"
 
 
-def _objective(graph: Graph, terms: tuple[Term, ...]) -> list[str]:
+def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[object, ...], str]) -> list[str]:
     fields = output_fields(graph)
     inputs = ", ".join("batch.documents" if name == "documents" else f"batch.{name}" for name in graph.inputs)
     single = not fields
@@ -219,7 +233,8 @@ def _objective(graph: Graph, terms: tuple[Term, ...]) -> list[str]:
             name = f"next_token_{term.result}" if many else "token"
             source = "logits" if single else f"out.{term.result}"
             ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
-            lines.append(f"{name} = next_token({source}, batch.targets{ahead})")
+            by = f", rows=kernels.{losses[term.kernel]}"
+            lines.append(f"{name} = next_token({source}, batch.targets{ahead}{by})")
             key = f"next_token_{term.result}" if many else "next_token"
             named.append((key, name))
         else:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
 
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved, ShapeError, check_all_but_last, common_dtype, last_axis
+from .base import Operation, RowOperation, Saved, ShapeError, check_all_but_last, common_dtype, last_axis
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
+    from ..rows.row import Row, Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,10 @@ class Shift(Operation):
 
 
 @dataclass(frozen=True, slots=True)
-class Gather(Operation):
+class Gather(RowOperation):
     """Operands: x [.., X], index [.., K]: the entries of x at those indices, [.., K]."""
+
+    alone: ClassVar[bool] = False
 
     def infer(self, x: TensorType, index: TensorType) -> tuple[TensorType, ...]:
         if index.dtype is not DType.INT64:
@@ -104,6 +107,10 @@ class Gather(Operation):
 
     def emit(self, call: Call) -> Text:
         return call.reference("gather")(*call.operands)
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        x, index = operands
+        return (x.gather(index),)
 
 
 def concatenated(site: Site, name: str) -> Value:

@@ -16,6 +16,7 @@ from ..ir import FLOATING, Attributes, Axis, DType, Op, TensorType, Value
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
+    from ..rows.row import Row, Writing
 
 ZERO = Dim.of(0)
 
@@ -83,6 +84,17 @@ class Operation(Attributes):
             if value is not None and value != info.default:
                 shown.append(f"{info.name}={_shown(value)}")
         return ", ".join(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class RowOperation(Operation):
+    """What works along the last axis, each row by itself: `fuse` makes kernels of chains of these."""
+
+    alone: ClassVar[bool] = True  # worth a kernel by itself: torch would need several
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        """The results' rows from the operands'. From these the kernel is written, and its derivative derived."""
+        raise NotImplementedError(type(self).__name__)
 
 
 def _shown(value: object) -> str:

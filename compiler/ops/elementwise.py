@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..ir import FLOATING, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved, ShapeError, check_floating, common_dtype, last_axis
+from .base import RowOperation, Saved, ShapeError, check_floating, common_dtype, last_axis
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
+    from ..rows.row import Row, Writing
 
 _SIGNS = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 
 
 @dataclass(frozen=True, slots=True)
-class Elementwise(Operation):
+class Elementwise(RowOperation):
     """add, sub, mul or div of two tensors, or of one and the number `by` (`reverse`: the number comes first)."""
 
     operator: str
     by: float | None = None
     reverse: bool = False
+    alone: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:
@@ -59,6 +63,13 @@ class Elementwise(Operation):
             left, right = right, left
         return call.infix(left, sign, right, level)
 
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        left, right = operands if self.by is None else (operands[0], writing.number(self.by))
+        if self.reverse:
+            left, right = right, left
+        function = {"add": left.__add__, "sub": left.__sub__, "mul": left.__mul__, "div": left.__truediv__}
+        return (function[self.operator](right),)
+
     def describe(self) -> str:
         return "" if self.by is None else f"by={self.by:g}" + (", reverse" if self.reverse else "")
 
@@ -68,10 +79,11 @@ def _shape(t: TensorType) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Activation(Operation):
-    """A function of one number, applied to all: silu, gelu, gelu_tanh, sigmoid, tanh, relu."""
+class Activation(RowOperation):
+    """A function of one number, applied to all: silu, gelu, gelu_tanh, sigmoid, tanh, relu, exp, log, sqrt."""
 
     function: str
+    alone: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:
@@ -82,17 +94,33 @@ class Activation(Operation):
         return (x,)
 
     def saved(self, op: Op) -> Saved:
-        return Saved((op.result,) if self.function in ("sigmoid", "tanh", "relu") else op.operands)
+        return Saved((op.result,) if self.function in ("sigmoid", "tanh", "relu", "exp", "sqrt") else op.operands)
 
     def emit(self, call: Call) -> Text:
         return call.reference(self.function)(call.operand(0))
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        return (_FUNCTIONS[self.function](*operands),)
 
     def describe(self) -> str:
         return ""
 
 
+_FUNCTIONS: dict[str, Callable[[Row], Row]] = {
+    "silu": lambda x: x * x.sigmoid(),
+    "gelu": lambda x: x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1.0),
+    "gelu_tanh": lambda x: x * 0.5 * (((x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)).tanh() + 1.0),
+    "sigmoid": lambda x: x.sigmoid(),
+    "tanh": lambda x: x.tanh(),
+    "relu": lambda x: x.where((-x).less(0.0), 0.0),
+    "exp": lambda x: x.exp(),
+    "log": lambda x: x.log(),
+    "sqrt": lambda x: x.sqrt(),
+}
+
+
 @dataclass(frozen=True, slots=True)
-class Softmax(Operation):
+class Softmax(RowOperation):
     """Over the last axis, in fp32 at least."""
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
@@ -108,9 +136,14 @@ class Softmax(Operation):
     def emit(self, call: Call) -> Text:
         return call.reference("softmax")(call.operand(0))
 
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        (x,) = operands
+        grown = (x - x.max().called("most")).exp().called("grown")
+        return (grown / grown.sum().called("total"),)
+
 
 @dataclass(frozen=True, slots=True)
-class Softcap(Operation):
+class Softcap(RowOperation):
     """cap * tanh(x / cap)."""
 
     cap: float
@@ -125,9 +158,43 @@ class Softcap(Operation):
     def emit(self, call: Call) -> Text:
         return call.reference("softcap")(call.operand(0), call.number(self.cap))
 
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        return ((operands[0] / self.cap).tanh() * self.cap,)
+
 
 @dataclass(frozen=True, slots=True)
-class Dropout(Operation):
+class Clamp(RowOperation):
+    """x kept from `least` to `most`; None where there is no bound."""
+
+    least: float | None
+    most: float | None
+    alone: ClassVar[bool] = False
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
+        return (x,)
+
+    def saved(self, op: Op) -> Saved:
+        return Saved(op.operands)
+
+    def emit(self, call: Call) -> Text:
+        bounds = (None if bound is None else call.number(bound) for bound in (self.least, self.most))
+        least, most = (call.text("None") if bound is None else bound for bound in bounds)
+        return call.reference("clamp")(call.operand(0), least, most)
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        (x,) = operands
+        y = x
+        # Written as choices: the gradient passes where x is within the bounds, and at them, as torch has it.
+        if self.least is not None:
+            y = y.where(writing.number(self.least).less_equal(x), self.least)
+        if self.most is not None:
+            y = y.where(x.less_equal(self.most), self.most)
+        return (y,)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout(RowOperation):
     """Zeroes each element with probability p while training, and scales the others by 1 / (1 - p)."""
 
     p: float
@@ -141,14 +208,18 @@ class Dropout(Operation):
         return Saved(extra=((op.result.type.elements, "bool"),))
 
     def emit(self, call: Call) -> Text:
-        return call.reference("dropout")(call.operand(0), call.number(self.p), call.text("self.training"))
+        return call.reference("dropout")(call.operand(0), call.number(self.p), call.text(call.training))
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        return (writing.dropout(operands[0], self.p),)
 
 
 @dataclass(frozen=True, slots=True)
-class Cast(Operation):
+class Cast(RowOperation):
     """The same numbers in another dtype."""
 
     dtype: DType
+    alone: ClassVar[bool] = False
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         return (x.with_dtype(self.dtype),)
@@ -156,12 +227,24 @@ class Cast(Operation):
     def emit(self, call: Call) -> Text:
         return call.operand(0).method(f"to({call.dtype(self.dtype)})")
 
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        return operands  # rounded where it is stored
+
 
 def _activation(name: str, doc: str) -> Primitive:
     def build(site: Site) -> Value:
         return site.add(Activation(name), site.tensor("x"))
 
     return Primitive(Signature(name, (Parameter("x", Kind.TENSOR),), doc), build)
+
+
+def _clamp(site: Site) -> Value:
+    least, most = (None if site[name] is None else float(site.number(name)) for name in ("min", "max"))
+    if least is None and most is None:
+        raise ShapeError("`clamp` needs `min`, `max` or both", code="DSK0131")
+    if least is not None and most is not None and least > most:
+        raise ShapeError(f"`min` is over `max`: {least:g} > {most:g}", "min", code="DSK0131")
+    return site.add(Clamp(least, most), site.tensor("x"))
 
 
 def _probability(site: Site, name: str) -> float:
@@ -183,6 +266,21 @@ PRIMITIVES = (
     _activation("sigmoid", "1 / (1 + exp(-x))."),
     _activation("tanh", "The hyperbolic tangent."),
     _activation("relu", "max(x, 0)."),
+    _activation("exp", "e to the power of x."),
+    _activation("log", "The natural logarithm."),
+    _activation("sqrt", "The square root."),
+    Primitive(
+        Signature(
+            "clamp",
+            (
+                Parameter("x", Kind.TENSOR),
+                Parameter("min", Kind.FLOAT, None, doc="no bound below unless told"),
+                Parameter("max", Kind.FLOAT, None, doc="no bound above unless told"),
+            ),
+            "x kept between `min` and `max`.",
+        ),
+        _clamp,
+    ),
     Primitive(
         Signature("softmax", (Parameter("x", Kind.TENSOR),), "exp(x) / sum(exp(x)) over the last axis, in fp32."),
         lambda site: site.add(Softmax(), site.tensor("x")),

@@ -10,15 +10,16 @@ from dskc.dsl.dims import Dim
 from ..ir import Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved, check_floating, last_axis
+from .base import RowOperation, Saved, check_floating, last_axis
 from .weights import Weight
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
+    from ..rows.row import Row, Writing
 
 
 @dataclass(frozen=True, slots=True)
-class RmsNorm(Operation):
+class RmsNorm(RowOperation):
     """Operands: x [.., D], weight [D]. Source: arXiv:1910.07467."""
 
     eps: float
@@ -32,11 +33,19 @@ class RmsNorm(Operation):
         return Saved(extra=_saved_by_norm(op))
 
     def emit(self, call: Call) -> Text:
-        return call.apply(call.module(1), call.operand(0))
+        if call.op.operands[1] in call.modules:
+            return call.apply(call.module(1), call.operand(0))
+        offset = call.number(self.offset) if self.offset else None
+        return call.reference("rms_norm")(*call.operands, call.number(self.eps), offset=offset)
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        x, weight = operands
+        factor = ((x * x).mean() + self.eps).rsqrt().called("factor")
+        return (x * factor * (weight + self.offset),)
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNorm(Operation):
+class LayerNorm(RowOperation):
     """Operands: x [.., D], weight [D], and bias [D] where there is one. Source: arXiv:1607.06450."""
 
     eps: float
@@ -49,7 +58,16 @@ class LayerNorm(Operation):
         return Saved(extra=_saved_by_norm(op))
 
     def emit(self, call: Call) -> Text:
-        return call.apply(call.module(1), call.operand(0))
+        if call.op.operands[1] in call.modules:
+            return call.apply(call.module(1), call.operand(0))
+        return call.reference("layer_norm")(*call.operands, eps=call.number(self.eps))
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        x, weight, *bias = operands
+        centred = (x - x.mean().called("mean")).called("centred")
+        factor = ((centred * centred).mean() + self.eps).rsqrt().called("factor")
+        y = centred * factor * weight
+        return (y + bias[0] if bias else y,)
 
 
 def _saved_by_norm(op: Op) -> tuple[tuple[Dim, str], ...]:

@@ -12,10 +12,11 @@ from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import REQUIRED, Default, Kind, Parameter, Record, Signature
 from ..values import Size
-from .base import Operation, Saved, ShapeError, check_floating
+from .base import Operation, RowOperation, Saved, ShapeError, check_floating
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
+    from ..rows.row import Row, Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class RopeTable(Operation):
 
 
 @dataclass(frozen=True, slots=True)
-class Rope(Operation):
+class Rope(RowOperation):
     """Operands: x [B, S, .., E], cos and sin. Rotates the first `width` of the last axis."""
 
     pairs: str = "half"
@@ -76,6 +77,11 @@ class Rope(Operation):
     def emit(self, call: Call) -> Text:
         pairs = call.string(self.pairs) if self.pairs != "half" else None
         return call.reference("rope")(*call.operands, pairs=pairs)
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        x, cos, sin = operands
+        a, b, *rest = x.divided()
+        return ((a * cos - b * sin).joined(b * cos + a * sin, *rest),)
 
 
 _SCALING_CLASSES = {"linear": "LinearScaling", "llama3": "Llama3Scaling", "yarn": "YarnScaling"}

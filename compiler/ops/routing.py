@@ -10,28 +10,36 @@ from dskc.dsl.dims import Dim
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import Operation, Saved, ShapeError, check_all_but_last, check_floating, last_axis
+from .base import Operation, RowOperation, Saved, ShapeError, check_all_but_last, check_floating, last_axis
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
+    from ..rows.row import Row, Writing
 
 
 @dataclass(frozen=True, slots=True)
-class TopK(Operation):
+class TopK(RowOperation):
     """Indices of the k greatest along the last axis, best first; ties go to the lower index."""
 
     k: int
 
     def infer(self, score: TensorType) -> tuple[TensorType, ...]:
         last_axis(score, "score")
-        return (TensorType((*score.axes[:-1], Axis("K", Dim.of(self.k))), DType.INT64),)
+        return (TensorType((*score.axes[:-1], _chosen(self.k)), DType.INT64),)
 
     def emit(self, call: Call) -> Text:
         return call.reference("top_k")(call.operand(0), call.text(str(self.k)))
 
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        return (operands[0].top_k(writing.columns(_chosen(self.k))),)
+
+
+def _chosen(k: int) -> Axis:
+    return Axis("K", Dim.of(k))
+
 
 @dataclass(frozen=True, slots=True)
-class Normalize(Operation):
+class Normalize(RowOperation):
     """x / (sum(x) + 1e-20) over the last axis."""
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
@@ -45,6 +53,10 @@ class Normalize(Operation):
 
     def emit(self, call: Call) -> Text:
         return call.reference("normalize")(call.operand(0))
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        (x,) = operands
+        return (x / (x.sum() + 1e-20).called("total"),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ from ..ir import DType, Graph, Op, Region, Value, captures, walk
 from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.experts import Experts
+from ..ops.fused import Fused
 from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
 from ..recipe import TrainRecipe
 
-_BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2}
+_BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1, DType.FP8: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class RepeatMemory:
     name: str
     count: int
     saved: Saved
+    unfused: Saved
     input: int
     params: int
 
@@ -49,6 +51,7 @@ class Memory:
     params: int
     repeats: tuple[RepeatMemory, ...]
     rest: Saved
+    rest_unfused: Saved
     logits: int
     moments: int
     flops_per_token: int  # forward; causal attention counted as the half that it needs
@@ -58,14 +61,16 @@ class Memory:
 def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
     """Counts a graph for a recipe's sequence length."""
     sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), "S": recipe.length}
-    top = _Count(sizes)
+    top, unfused = _Count(sizes), _Count(sizes, fused=False)
     repeats = []
     for op in graph.body.ops:
         if isinstance(op.attributes, Repeat):
             repeats.append(_repeat(op, sizes))
-            top.save((*op.operands, *captures(op)))
-        else:
-            top.op(op)
+        for count in (top, unfused):
+            if isinstance(op.attributes, Repeat):
+                count.save((*op.operands, *captures(op)))
+            else:
+                count.op(op)
     names = {term.result for term in recipe.objective if term.result}
     logits = sum(
         int(value.type.elements.evaluate(sizes))
@@ -77,6 +82,7 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
         params=total_parameters(graph),
         repeats=tuple(repeats),
         rest=top.total(),
+        rest_unfused=unfused.total(),
         logits=logits,
         moments=1 if recipe.optimizer.name == "lion" else 2,
         flops_per_token=causal // recipe.length,
@@ -105,20 +111,30 @@ def _data(graph: Graph) -> set[str]:
 def _repeat(op: Op, sizes: dict[str, int]) -> RepeatMemory:
     attributes = op.attributes
     assert isinstance(attributes, Repeat)
-    totals, params = [], 0
+    params = 0
     for region, count in zip(op.regions, attributes.region_counts, strict=True):
-        one = _Count(sizes)
-        one.region(region)
-        totals.append((one.total(), count))
         params += count * sum(
             int(inner.attributes.elements.evaluate(sizes)) * times
             for inner, times in walk(region)
             if isinstance(inner.attributes, Weights)
         )
     n = attributes.count
-    mean = Saved(*(sum(getattr(s, f) * c for s, c in totals) // n for f in ("compute", "fp32", "bytes")))
     entering = sum(int(v.type.elements.evaluate(sizes)) for v in op.operands)
-    return RepeatMemory(attributes.path, n, mean, entering, params // n)
+    saved, unfused = (_mean(op, sizes, fused) for fused in (True, False))
+    return RepeatMemory(attributes.path, n, saved, unfused, entering, params // n)
+
+
+def _mean(op: Op, sizes: dict[str, int], fused: bool) -> Saved:
+    """What one copy of a repeat saves, on average."""
+    attributes = op.attributes
+    assert isinstance(attributes, Repeat)
+    totals = []
+    for region, count in zip(op.regions, attributes.region_counts, strict=True):
+        one = _Count(sizes, fused)
+        one.region(region)
+        totals.append((one.total(), count))
+    n = attributes.count
+    return Saved(*(sum(getattr(s, f) * c for s, c in totals) // n for f in ("compute", "fp32", "bytes")))
 
 
 @dataclass(slots=True)
@@ -126,6 +142,7 @@ class _Count:
     """What the operations of a region save, each tensor once, whatever it is called in the blocks that it passes."""
 
     sizes: dict[str, int]
+    fused: bool = True  # by kernels, or by the operations that these stand for
     saved: dict[Value, None] = field(default_factory=dict)
     same: dict[Value, Value] = field(default_factory=dict)
     extra: dict[str, int] = field(default_factory=dict)
@@ -143,16 +160,18 @@ class _Count:
         if isinstance(attributes, Keep):
             self.same.update(zip(op.results, op.operands, strict=True))
             return
-        if isinstance(attributes, Block):
+        if isinstance(attributes, Block) or (isinstance(attributes, Fused) and not self.fused):
             (region,) = op.regions
             self.same.update(zip(region.arguments, op.operands, strict=True))
             for inner in region.ops:
                 self.op(inner)
             self.same.update(zip(op.results, region.results, strict=True))
+            if isinstance(attributes, Fused):
+                return
         elif isinstance(attributes, Repeat):
             self.save((*op.operands, *captures(op)))
             for region, count in zip(op.regions, attributes.region_counts, strict=True):
-                one = _Count(self.sizes)
+                one = _Count(self.sizes, self.fused)
                 one.region(region)
                 for kind, amount in zip(("compute", "fp32", "byte"), astuple(one.total()), strict=True):
                     self.extra[kind] = self.extra.get(kind, 0) + count * amount

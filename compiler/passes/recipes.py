@@ -19,7 +19,18 @@ from ..ir import Graph
 from ..program import Program, Said, Scope, SectionSource
 from ..ranges import check_ranges
 from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
-from ..sections import INITS, MINIMUM_ONE, OPTIMIZERS, PLAN_KEYS, SCHEDULES, SERVE_KEYS, TRAIN_KEYS, UNITS
+from ..sections import (
+    INITS,
+    MINIMUM_ONE,
+    NEXT_TOKEN,
+    OBJECTIVE,
+    OPTIMIZERS,
+    PLAN_KEYS,
+    SCHEDULES,
+    SERVE_KEYS,
+    TRAIN_KEYS,
+    UNITS,
+)
 from ..signature import Kind, Parameter, Record
 from ..values import POISON, Expressed
 from .legality import check_plan, plan_device
@@ -100,12 +111,12 @@ class _Reader:
     def train(self, section: SectionSource) -> TrainRecipe | None:
         assert section.target is not None
         graph = self._graph(section)
-        values = self._values(section, TRAIN_KEYS, graph, extra=("objective",))
+        values = self._values(section, TRAIN_KEYS, graph, extra=(OBJECTIVE,))
         if graph is None:
             return None
         base = default_train(graph, 1)
         length = self._length(section, graph)
-        objective = self._objective(section, graph) if "objective" in section.settings else base.objective
+        objective = self._objective(section, graph) if OBJECTIVE in section.settings else base.objective
         if objective is None:
             return None
         return TrainRecipe(
@@ -284,7 +295,7 @@ class _Reader:
     # --- objectives
 
     def _objective(self, section: SectionSource, graph: Graph) -> tuple[Term, ...] | None:
-        said = section.settings["objective"]
+        said = section.settings[OBJECTIVE]
         terms: list[Term] = []
         sound = self._terms(said.value, Fraction(1), graph, terms)
         return tuple(terms) if sound else None
@@ -300,9 +311,9 @@ class _Reader:
             case s.Path() if len(node.parts) == 1 and node.text in graph.losses:
                 into.append(Term(weight, node.text))
                 return True
-            case s.Call() if node.callee.text == "next_token":
+            case s.Call() if node.callee.text == NEXT_TOKEN.name:
                 return self._next_token(node, weight, graph, into)
-        names = ["next_token", *graph.losses]
+        names = [NEXT_TOKEN.name, *graph.losses]
         text = node.callee.text if isinstance(node, s.Call) else node.span.text
         near = did_you_mean(text, names)
         label = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
@@ -314,14 +325,15 @@ class _Reader:
         return False
 
     def _next_token(self, node: s.Call, weight: Fraction, graph: Graph, into: list[Term]) -> bool:
-        result, ahead = None, 1
+        result = None
+        numbers = {p.name: Fraction(str(p.default)) for p in NEXT_TOKEN.parameters if p.kind is not Kind.NAMES}
         for argument in node.arguments:
             if argument.label is None and isinstance(argument.value, s.Path):
                 result = argument.value
-            elif argument.label and argument.label.text == "ahead" and isinstance(argument.value, s.Number):
-                ahead = int(argument.value.value)
+            elif argument.label and argument.label.text in numbers and isinstance(argument.value, s.Number):
+                numbers[argument.label.text] = argument.value.value
             else:
-                self._report("DSK0173", "`next_token` takes a result and `ahead`", argument.span)
+                self._report("DSK0173", "`next_token` takes a result, `ahead`, `z` and `smoothing`", argument.span)
                 return False
         if result is None or result.text not in graph.results:
             span = result.span if result else node.span
@@ -330,7 +342,12 @@ class _Reader:
             shown = f"`{result.text}` is no result of `{graph.name}`" if result else "`next_token` needs a result"
             self._report("DSK0173", shown, span, label)
             return False
-        into.append(Term(weight, "next_token", result.text, ahead))
+        ahead, z, smoothing = numbers.values()
+        if ahead.denominator != 1 or ahead < 1 or z < 0 or not 0 <= smoothing < 1:
+            what = "`ahead` is a whole number from 1, `z` 0 or more, `smoothing` from 0 to under 1"
+            self._report("DSK0173", what, node.span)
+            return False
+        into.append(Term(weight, "next_token", result.text, int(ahead), float(z), float(smoothing)))
         return True
 
     def _report(self, code: str, title: str, span: Span, label: str = "", marks: tuple[Mark, ...] = ()) -> None:

@@ -13,6 +13,7 @@ from dskc.dsl.source import Source, Span, read_source
 from dskc.dsl.suggest import did_you_mean, looks_like
 
 from ..program import Definition, ModelSource, Override, Program, Said, Scope, SectionSource
+from ..sections import PLACEMENTS
 from ..values import BlockDefinition
 
 LIBRARY = Path(__file__).resolve().parents[2] / "dsl" / "std"
@@ -298,10 +299,7 @@ class _Resolver:
                 continue
             key = f"{prefix}{entry.key.text}"
             if isinstance(entry, s.Placement):
-                if prefix != "shard." or not isinstance(into.item, s.Plan):
-                    self._misplaced(entry, prefix, into)
-                    continue
-                into.placements.append((entry, scope))
+                self._placement(entry, prefix, into, scope)
                 continue
             if key in said_here and not isinstance(entry, s.Patch):
                 marks = (Mark(said_here[key], "first here"),)
@@ -316,13 +314,19 @@ class _Resolver:
             else:
                 self._patch(key, entry.key, entry.arguments, into, scope)
 
-    def _misplaced(self, entry: s.Placement, prefix: str, section: SectionSource) -> None:
-        """Reports `->` outside `shard`: each entry, or once the section that holds them when its name is near."""
+    def _placement(self, entry: s.Placement, prefix: str, into: SectionSource, scope: Scope) -> None:
+        """Takes a placement in. One elsewhere is reported, or once for the section whose name is nearly right."""
+        if isinstance(into.item, s.Plan) and prefix == f"{PLACEMENTS}.":
+            into.placements.append((entry, scope))
+            return
+        text = " ".join(entry.span.text.split())
+        label = f"it goes into a plan: `{PLACEMENTS} {{ {text} }}`"
         name = prefix.removesuffix(".")
-        near = did_you_mean(name, ("shard",))
-        span = section.sections[name] if near and name in section.sections else entry.span
-        label = "did you mean `shard`?" if near else ""
-        self._report("DSK0170", "`->` stands in the `shard` of a plan", span, label)
+        if name in into.sections and isinstance(into.item, s.Plan) and looks_like(name, PLACEMENTS):
+            title, label = f"a plan has no key `{name}`", f"did you mean `{PLACEMENTS}`?"
+            self._report("DSK0170", title, into.sections[name], label)
+            return
+        self._report("DSK0170", f"`{text}` does not stand in `{PLACEMENTS}`", entry.span, label)
 
     def _patch(
         self, key: str, at: s.Path, arguments: tuple[s.Argument, ...], into: SectionSource, scope: Scope

@@ -5,15 +5,16 @@ of the first argument unless said otherwise. Axes in names: B batch, S sequence,
 heads, E head width (in rope: pairs), D hidden, F inner, X experts, K chosen experts, R rows = B * S * K, V vocabulary.
 """
 
-from .activation import dropout, gelu, gelu_tanh, relu, sigmoid, silu, softcap, softmax, tanh
+from .activation import clamp, dropout, exp, gelu, gelu_tanh, log, relu, sigmoid, silu, softcap, softmax, sqrt, tanh
 from .arrange import concat, gather, shift, split
 from .attention import attention
 from .experts import Rows, combine, dispatch
 from .grouped import grouped_linear
 from .linear import embed, linear, unembed
-from .loss import next_token
+from .loss import next_token, token_losses
 from .mask import Mask, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
+from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from .routing import load_balance, normalize, sequence_balance, top_k
@@ -26,6 +27,7 @@ __all__ = [
     "YarnScaling",
     "attention",
     "causal",
+    "clamp",
     "combine",
     "concat",
     "dispatch",
@@ -33,6 +35,7 @@ __all__ = [
     "dropout",
     "embed",
     "everything",
+    "exp",
     "gather",
     "gelu",
     "gelu_tanh",
@@ -40,8 +43,10 @@ __all__ = [
     "layer_norm",
     "linear",
     "load_balance",
+    "log",
     "next_token",
     "normalize",
+    "quantize",
     "relu",
     "rms_norm",
     "rope",
@@ -53,7 +58,9 @@ __all__ = [
     "softcap",
     "softmax",
     "split",
+    "sqrt",
     "tanh",
+    "token_losses",
     "top_k",
     "unembed",
     "window",

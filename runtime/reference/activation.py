@@ -39,6 +39,26 @@ def relu(x: Tensor) -> Tensor:
     return F.relu(x)
 
 
+def exp(x: Tensor) -> Tensor:
+    """`e ** x`."""
+    return torch.exp(x)
+
+
+def log(x: Tensor) -> Tensor:
+    """The natural logarithm."""
+    return torch.log(x)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The square root."""
+    return torch.sqrt(x)
+
+
+def clamp(x: Tensor, least: float | None, most: float | None) -> Tensor:
+    """x kept from `least` to `most`, None for no bound."""
+    return torch.clamp(x, least, most)
+
+
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """`exp(x) / sum(exp(x))` along `axis`, computed in float32 (float64 when x is)."""
     return torch.softmax(wide(x), dim=axis).to(x.dtype)

@@ -32,9 +32,10 @@ def attention(
     mask = everything if mask is None else mask.simplified(keys)
     if isinstance(mask, Causal) and queries == 1:
         mask = everything  # the last position sees all
-    is_causal = isinstance(mask, Causal) and queries == keys
-    allowed = None
-    if not is_causal and not isinstance(mask, Everything):
+    is_causal, allowed = False, None
+    if isinstance(mask, Causal) and queries == keys:
+        is_causal = True  # by a branch: to torch.export and torch.compile, `queries == keys` may be a symbol
+    elif not isinstance(mask, Everything):
         allowed = mask.allowed(queries, keys, q_BSHE.device)
         if allowed.ndim == 3:
             allowed = allowed.unsqueeze(1)  # [B, 1, S, T]; CPU kernels take this and [S, T], but no [1, S, T]

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from ..kernels.choice import CHOICES, choose_kernels
 from ..problem import Problem
 from ..spec_module import spec_lines
 from .cache import Cache
@@ -97,6 +98,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens up to probability P")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
+    parser.add_argument(
+        "--kernels", default="auto", choices=CHOICES, help="Triton kernels or plain PyTorch (auto: kernels on a GPU)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (auto)")
     return parser.parse_args(arguments)
 
@@ -107,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.max_tokens < 1:
         raise Problem(f"--max-tokens of {options.max_tokens} generates nothing", help="give 1 or more")
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+    choose_kernels(options.kernels)
     from ..train import load_model  # the trainer's package, which only a run folder needs
 
     model, serve, tokenizer = load_model(options.run, device=options.device)

@@ -46,6 +46,7 @@ class Facts:
     device: str = "cpu"
     threads: int = 0
     deterministic: bool = False
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True)

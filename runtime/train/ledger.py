@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .recipe import Precision, dtype_of
 
@@ -34,9 +34,10 @@ class Saved:
 class Repeat:
     """A repeated part of the model, whose copies can be computed again in the backward pass.
 
-    name: the attribute of the model that holds the copies (`layers`). saved: by one copy (the mean, when they differ).
-    input: elements of compute dtype that enter one copy, for one sequence: what is left saved when it is recomputed.
-    params: trainable elements of one copy.
+    name: the attribute of the model that holds the copies (`layers`). saved: by one copy (the mean, when they differ);
+    unfused: the same where kernels do not run, None where that makes no difference. input: elements of compute dtype
+    that enter one copy, for one sequence: what is left saved when it is recomputed. params: trainable elements of one
+    copy.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Repeat:
     saved: Saved
     input: int
     params: int = 0
+    unfused: Saved | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class Ledger:
     """What the compiler knows of a model's memory, in elements; all activations for one sequence of the recipe's
     length.
 
-    params: trainable elements in all. rest: saved outside of the repeats, without the loss. logits: elements that the
-    loss is computed from. optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes. flops_per_token:
-    forward, attention counted causally.
+    params: trainable elements in all. rest: saved outside of the repeats, without the loss; rest_unfused: the same
+    where kernels do not run. logits: elements that the loss is computed from; loss_kernel: by a kernel, which holds
+    nothing but these and their gradients. optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes.
+    flops_per_token: forward, attention counted causally.
     """
 
     params: int
@@ -63,6 +66,13 @@ class Ledger:
     optimizer_moments: int = 2
     buffers: int = 0
     flops_per_token: int = 0
+    rest_unfused: Saved | None = None
+    loss_kernel: bool = False
+
+    def without_kernels(self) -> Ledger:
+        """The ledger of the same model where kernels do not run, and what their references save is saved."""
+        repeats = tuple(replace(r, saved=r.unfused or r.saved, unfused=None) for r in self.repeats)
+        return replace(self, repeats=repeats, rest=self.rest_unfused or self.rest, rest_unfused=None, loss_kernel=False)
 
     @property
     def layers(self) -> int:
@@ -89,7 +99,8 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     params, moments = ledger.params, ledger.params * ledger.optimizer_moments
     gradients = params * _width(precision.params)
     kept = _keep(ledger, precision, microbatch, recompute)
-    loss = microbatch * ledger.logits * max(LOSS_BYTES, 4 * _width(precision.compute))
+    width = _width(precision.compute)
+    loss = microbatch * ledger.logits * (2 * width if ledger.loss_kernel else max(LOSS_BYTES, 4 * width))
     later = kept.again + (0 if accumulated else gradients)  # in place of what has gone by then
     beyond = max(0, later - kept.saved - kept.cast - loss)
     activations = kept.throughout + kept.saved

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..data import Loader, TokenData, find_documents, load_tokenizer, open_tokens, prepare_tokens, text_digest
+from ..kernels.choice import choose_kernels, kernels_in_use
 from ..problem import Problem
 from .checkpoint import Position, find_checkpoint
 from .device import available_memory, device_name, find_device, make_deterministic
@@ -46,7 +47,8 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     if options.tokenizer is not None:
         load_tokenizer(options.tokenizer, recipe.vocabulary)
     corpus = find_documents(options.data, exclude=options.out)
-    fit = _fit(ledger, recipe, precision, plan, device, options)
+    kernels = options.kernels or "auto"
+    fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
     facts = Facts(
         model=package.name,
         spec=recipe.spec,
@@ -58,6 +60,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         steps=options.steps or recipe.steps,
         save_every=options.save_every or recipe.save_every,
         seed=options.seed or 0,
+        kernels=kernels,
         microbatch=fit.microbatch,
         recompute=fit.recompute,
         device=str(device),
@@ -115,9 +118,11 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     if device.type == "cpu" and before.threads and before.device == "cpu":
         torch.set_num_threads(before.threads)  # sums over several threads depend on how many they are
     tokens = _tokens_again(options, folder, recipe, position)
-    fit = _fit(ledger, recipe, precision, plan, device, options)
+    kernels = options.kernels or before.kernels
+    fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
     facts = replace(
         before,
+        kernels=kernels,
         precision=precision,
         plan=name,
         steps=options.steps or before.steps,
@@ -166,6 +171,12 @@ def _plan(options: Options, name: str | None) -> tuple[str | None, Plan]:
 def _precision(recipe: Recipe, plan: Plan, options: Options) -> Precision:
     precision = plan.precision or recipe.precision
     return precision if options.precision is None else replace(precision, compute=options.precision)
+
+
+def _with_kernels(ledger: Ledger, kernels: str, device: torch.device) -> Ledger:
+    """Has kernels run, or not, from here on; the ledger of that."""
+    choose_kernels(kernels)
+    return ledger if kernels_in_use(device) else ledger.without_kernels()
 
 
 def _fit(

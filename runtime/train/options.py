@@ -29,6 +29,7 @@ class Options:
     tokenizer: Path | None = None
     microbatch: int | None = None
     deterministic: bool = False
+    kernels: str | None = None
     plans: Mapping[str, Plan] | None = None
 
 
@@ -50,6 +51,7 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         tokenizer=given.tokenizer,
         microbatch=given.microbatch,
         deterministic=given.deterministic,
+        kernels=given.kernels,
         plans=plans,
     )
 
@@ -88,6 +90,11 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
     names = ", ".join(plans) or "none"
     add("--plan", metavar="NAME", help=f"one of: {names}")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of training one on the text")
+    add(
+        "--kernels",
+        choices=("triton", "reference"),
+        help="generated Triton kernels, or the plain PyTorch that they stand for (default: kernels on a GPU)",
+    )
     add("--microbatch", type=_at_least(1), metavar="N", help="sequences in one forward pass (default: as many as fit)")
     add(
         "--deterministic",

@@ -171,7 +171,8 @@ def ledger_bytes(graph: Graph, length: int, batch: int, width: int) -> int:
     def size(saved: Saved) -> int:
         return saved.compute * width + saved.fp32 * 4 + saved.bytes
 
-    return batch * (size(ledger.rest) + sum(repeat.count * size(repeat.saved) for repeat in ledger.repeats))
+    kept = [repeat.count * size(repeat.unfused) for repeat in ledger.repeats]  # as on a CPU, without kernels
+    return batch * (size(ledger.rest_unfused) + sum(kept))
 
 
 # Without dropout in attention: on the CPU torch has no kernel for it that keeps less than all probabilities, while the

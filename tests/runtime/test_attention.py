@@ -148,3 +148,11 @@ def test_dropout_acts_on_probabilities_and_only_while_training() -> None:
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(AssertionError, match="3 query heads"):
         attention(*inputs(4, 4, 3, 2), causal)
+
+
+def test_one_compilation_serves_all_lengths() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v, causal), fullgraph=True, backend="eager")
+    for length in (5, 7, 12):  # from the second on, the length is a symbol
+        q, k, v = inputs(length, length, 4, 2)
+        torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, causal))

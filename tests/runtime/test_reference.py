@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -152,9 +154,13 @@ def test_next_token_against_cross_entropy() -> None:
     flat, flat_targets = logits.flatten(0, 1), targets.flatten()
     agree(ref.next_token(logits, targets), F.cross_entropy(flat, flat_targets), [logits])
     smooth = F.cross_entropy(flat, flat_targets, label_smoothing=0.1)
-    agree(ref.next_token(logits, targets, smoothing=0.1), smooth, [logits])
+    agree(ref.next_token(logits, targets, rows=partial(ref.token_losses, smoothing=0.1)), smooth, [logits])
     z = 1e-2 * flat[flat_targets != -100].logsumexp(-1).square().mean()
-    agree(ref.next_token(logits, targets, z=1e-2), F.cross_entropy(flat, flat_targets) + z, [logits])
+    agree(
+        ref.next_token(logits, targets, rows=partial(ref.token_losses, z=1e-2)),
+        F.cross_entropy(flat, flat_targets) + z,
+        [logits],
+    )
 
 
 def test_next_token_in_bf16_sums_in_float32() -> None:
@@ -166,7 +172,7 @@ def test_next_token_in_bf16_sums_in_float32() -> None:
 
 def test_next_token_with_nothing_to_predict_is_zero() -> None:
     logits = rand(2, 5, 11)
-    loss = ref.next_token(logits, torch.full((2, 5), -100), z=1e-2, smoothing=0.1)
+    loss = ref.next_token(logits, torch.full((2, 5), -100), rows=partial(ref.token_losses, z=1e-2, smoothing=0.1))
     assert loss.item() == 0
     loss.backward()
     assert not logits.grad.any()

@@ -1,0 +1,282 @@
+"""kernels.py: a model's row programs, each with its meaning in PyTorch, its Triton kernels and its registration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from dskc.dsl.source import Span
+
+from ..ir import DType, Graph, Op, Region
+from ..ops.fused import Fused
+from ..passes.fuse import loss_kernel
+from ..recipe import Term
+from ..rows.node import Columns
+from ..rows.program import Gradient, Kernel, Layout, RowProgram, Store, Tensor
+from .classes import return_type, user_site
+from .expression import TORCH_DTYPES, Call
+from .function import Function, Line, suffixed
+from .kernel_body import KernelBody, columns_of, draws, is_flat, is_wide, scalars_of, widths_of
+from .kernel_helpers import HELPERS
+from .names import Names
+from .text import Text, fit, number
+
+LAYOUTS = {Layout.ROWS: "Rows", Layout.ONE: "One", Layout.VECTOR: "Vector", Layout.PART: "Part"}
+
+
+@dataclass(slots=True)
+class KernelsFile:
+    """Collects what the operations of a graph need, each program once however often it is used."""
+
+    graph: Graph
+    names: Names
+    made: dict[str, str] = field(default_factory=dict)  # the text of a program without its name -> its name
+    lines: list[Line] = field(default_factory=list)
+    helpers: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)  # of runtime/kernels
+    losses: dict[tuple[object, ...], str] = field(default_factory=dict)  # what kernels of the objective are called
+
+    def region(self, region: Region, site: Span | None = None) -> None:
+        """The programs of all fused operations in a region; `site`: the user's call that led to it."""
+        for op in region.ops:
+            if isinstance(op.attributes, Fused):
+                self.add(op, site)
+                continue
+            for inner in op.regions:
+                self.region(inner, user_site(op.span, site))
+
+    def add(self, op: Op, site: Span | None = None) -> str:
+        """Writes the program of a fused operation, unless one like it is there; gives its name."""
+        attributes = op.attributes
+        assert isinstance(attributes, Fused)
+        place = _place(op.span)
+        if site is not None and op.span.source.library:
+            place = f"{_place(site)}, in {place}"
+        anonymous = "\n".join(line.text for line in self._program(attributes, op, "_", ""))
+        if anonymous not in self.made:
+            name, n = attributes.name, 2
+            while name in self.made.values():
+                name, n = f"{attributes.name}{n}", n + 1
+            self.made[anonymous] = name
+            written = (line.within(site) for line in self._program(attributes, op, name, place))
+            self.lines += [*written, Line(""), Line("")]
+        self.names.kernels[id(attributes.program)] = self.made[anonymous]
+        return self.made[anonymous]
+
+    def _program(self, attributes: Fused, op: Op, name: str, place: str) -> Iterator[Line]:
+        program = attributes.program
+        yield from self._reference(attributes, op.regions[0], name, op)
+        yield from self._kernel(program.forward, f"{name}_forward", name, "Forward", op)
+        if program.backward is not None:
+            yield from self._kernel(program.backward, f"{name}_backward", name, "Backward", op)
+        yield from (Line(text, op.span) for text in self._registration(program, name, place))
+
+    def _reference(self, attributes: Fused, region: Region, name: str, op: Op) -> Iterator[Line]:
+        function = _Reference(self.names, "", op.span, indent="    ")
+        parameters = []
+        for value, wanted in zip(region.arguments, attributes.names, strict=True):
+            text = function.bind(value, suffixed(wanted, value.type), parameter=True)
+            parameters.append(f"{text}: Tensor")
+            if value.type.dtype is DType.COMPUTE:
+                function.activations = function.activations or f"{text}.dtype"
+        if attributes.program.probabilities:
+            parameters.append("training: bool = False")
+        function.region(region)
+        results = [function.take(value) for value in region.results]
+        head = fit("", f"def {name}_reference", tuple(parameters), f" -> {return_type(results)}:")
+        yield from (Line(text, op.span) for text in head)
+        yield Line(f'    """What `{name}` means."""')
+        yield from function.lines
+        yield Line(f"    return {', '.join(map(str, results))}", op.span)
+        yield Line("")
+        yield Line("")
+
+    def _kernel(self, kernel: Kernel, function: str, name: str, what: str, op: Op) -> Iterator[Line]:
+        renamed = Kernel(function, kernel.loads, kernel.stores, kernel.nodes, kernel.rounded)
+        body = KernelBody(renamed)
+        rows = "" if is_flat(kernel) else ", BLOCK_N rows at a time"
+        for text in body.write(f"{what} of `{name}_reference`{rows}."):
+            yield Line(text, op.span)
+        self.helpers |= body.helpers
+        yield Line("")
+        yield Line("")
+
+    # --- the registration
+
+    def _registration(self, program: RowProgram, name: str, place: str) -> list[str]:
+        self.used |= {"RowKernel", "Launch"}
+        fields = [
+            ("name", f'"{self.graph.name}::{name}"'),
+            ("spec", f'"{place}"'),
+            ("reference", f"{name}_reference"),
+            ("arguments", _tuple(self._layout(t) for t in program.arguments)),
+            ("results", _tuple(self._layout(t) for t in program.results)),
+            ("dtypes", _tuple(_dtype(t, program) for t in program.results)),
+            ("sizes", self._sizes(program)),
+            ("forward", self._launch(program.forward, f"{name}_forward")),
+        ]
+        if program.backward is not None:
+            fields += [
+                ("backward", self._launch(program.backward, f"{name}_backward")),
+                ("kept", _tuple(f'"{n}"' for n in (*program.kept,))),
+            ]
+            if program.saved:
+                fields.append(("saved", _tuple(f'"{t.name}"' for t in program.saved)))
+            fields.append(("gradients", _dict((g.argument, f'"{g.store}"') for g in program.gradients)))
+            like = dict(_like(program, program.backward))
+            if like:
+                fields.append(("like", _dict((n, f'"{source}"') for n, source in like.items())))
+        if program.probabilities:
+            fields.append(("probabilities", _tuple(number(p) for p in program.probabilities)))
+        lines = [f"{name} = RowKernel("]
+        for key, value in fields:
+            lines += _field(key, value)
+        return [*lines, ")"]
+
+    def _layout(self, tensor: Tensor) -> str:
+        kind = LAYOUTS[tensor.layout]
+        self.used.add(kind)
+        if tensor.width is None:
+            return f'{kind}("{tensor.name}")'
+        first = f", {tensor.first}" if tensor.layout is Layout.PART else ""
+        return f'{kind}("{tensor.name}", "{tensor.width.name}"{first})'
+
+    def _sizes(self, program: RowProgram) -> str:
+        kernels = [k for k in (program.forward, program.backward) if k is not None]
+        found = {c.name: c.size for k in kernels for c in (*_all_widths(k), *columns_of(k))}
+        return _dict((name, "None" if size is None else number(size)) for name, size in found.items())
+
+    def _launch(self, kernel: Kernel, function: str) -> str:
+        columns = [] if is_flat(kernel) else [c.name for c in columns_of(kernel)]
+        sizes = [] if is_flat(kernel) else [c.name for c in (*widths_of(kernel), *columns_of(kernel))]
+        parts = [
+            function,
+            f"reads={_strings(t.name for t in kernel.loads)}",
+            f"writes={_strings(s.tensor.name for s in kernel.stores)}",
+        ]
+        parts += [f"columns={_strings(columns)}"] if columns else []
+        parts += [f"sizes={_strings(sizes)}"] if sizes else []
+        parts += [f"scalars={_strings(scalars_of(kernel))}"] if scalars_of(kernel) else []
+        parts += ["seeded=True"] if draws(kernel) else []
+        parts += ["flat=True"] if is_flat(kernel) else []
+        parts += ["wide=True"] if is_wide(kernel) and not is_flat(kernel) else []
+        sums = [s.tensor.name for s in kernel.stores if s.summed]
+        parts += [f"sums={_strings(sums)}"] if sums else []
+        return f"Launch({', '.join(parts)})"
+
+    # --- the file
+
+    def file(self) -> list[Line]:
+        """The lines below the header."""
+        imports = sorted(self.used, key=lambda n: (not n[0].isupper(), n))
+        lines = [
+            f'"""Kernels of {self.graph.name}: what its model does row by row, as Triton, forward and backward.',
+            "",
+            "Each is called by the name that its registration gives it: on a GPU, and where Triton interprets, it runs",
+            "its kernels; elsewhere its reference. In kernels N counts rows, and other axes have their names in the",
+            "model; `h` is half of an axis that turns, `r` the rest of it.",
+            '"""',
+            "",
+            "from __future__ import annotations",
+            "",
+            *(["import torch"] if self._uses_torch() else []),
+            "from torch import Tensor",
+            "",
+            "from dskc.runtime import reference",
+            f"from dskc.runtime.kernels import {', '.join(imports)}",
+            "from dskc.runtime.kernels.language import tl, triton",
+            "",
+            "",
+        ]
+        for name, text in HELPERS.items():
+            lines += [*text.strip().split("\n"), "", ""] if name in self.helpers else []
+        return [*map(Line, lines), *self.lines]
+
+    def _uses_torch(self) -> bool:
+        return any("torch." in line.text for line in self.lines)
+
+
+@dataclass(slots=True)
+class _Reference(Function):
+    """A body of plain functions. `activations`: the dtype of activations, by an argument that has it."""
+
+    activations: str = ""
+
+    def call(self, op: Op, operands: tuple[Text, ...]) -> Call:
+        return Call(op, operands, self.names, {}, self.serving, "training", self.activations, qualified=True)
+
+
+def emit_kernels(graph: Graph, terms: Iterable[Term] = ()) -> KernelsFile:
+    """The kernels of a graph, and of the terms of its objectives."""
+    file = KernelsFile(graph, Names(graph))
+    file.region(graph.body)
+    for term in terms:
+        if term.result is not None:
+            file.losses[term.kernel] = file.add(loss_kernel(graph, term))
+    return file
+
+
+def _place(span: Span) -> str:
+    return f"{span.source.path.rsplit('/', 1)[-1]}:{span.line}"
+
+
+def _all_widths(kernel: Kernel) -> list[Columns]:
+    tensors = (*kernel.loads, *(store.tensor for store in kernel.stores))
+    return [t.width for t in tensors if t.width is not None]
+
+
+def _dtype(tensor: Tensor, program: RowProgram) -> str:
+    like = next((a.name for a in program.arguments if a.dtype == tensor.dtype and a.floating), None)
+    if like is not None and tensor.floating:
+        return f'"{like}"'
+    return TORCH_DTYPES[tensor.dtype]
+
+
+def _like(program: RowProgram, backward: Kernel) -> Iterator[tuple[str, str]]:
+    """For each gradient that is stored as it is, something that backward reads and that has its dtype."""
+    for store in backward.stores:
+        if store.summed or _of(program.gradients, store, program).layout is Layout.PART:
+            continue
+        source = next((t.name for t in backward.loads if t.dtype == store.tensor.dtype and t.floating), None)
+        if source is not None:
+            yield store.tensor.name, source
+
+
+def _of(gradients: tuple[Gradient, ...], store: Store, program: RowProgram) -> Tensor:
+    argument = next(g.argument for g in gradients if g.store == store.tensor.name)
+    return next(t for t in program.arguments if t.name == argument)
+
+
+def _strings(values: Iterable[str]) -> str:
+    return _tuple(f'"{value}"' for value in values)
+
+
+def _tuple(values: Iterable[str]) -> str:
+    spelled = list(values)
+    return f"({', '.join(spelled)},)" if len(spelled) == 1 else f"({', '.join(spelled)})"
+
+
+def _dict(pairs: Iterable[tuple[str, str]]) -> str:
+    return "{" + ", ".join(f'"{key}": {value}' for key, value in pairs) + "}"
+
+
+def _field(key: str, value: str) -> list[str]:
+    line = f"    {key}={value},"
+    if len(line) <= 120:
+        return [line]
+    if value.startswith("{"):
+        return [f"    {key}={{", *(f"        {item}," for item in _split(value[1:-1])), "    },"]
+    callee, _, rest = value.partition("(")
+    return fit("    ", f"{key}={callee}", tuple(_split(rest[:-1])), ",")
+
+
+def _split(text: str) -> Iterator[str]:
+    """Arguments at the outermost commas."""
+    depth, start = 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            yield text[start:i].strip()
+            start = i + 1
+    if text[start:].strip():
+        yield text[start:].strip()

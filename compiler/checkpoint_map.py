@@ -8,12 +8,12 @@ from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
 from dskc.dsl.dims import Dim
 from dskc.dsl.source import Span
-from dskc.dsl.suggest import did_you_mean
+from dskc.dsl.suggest import did_you_mean, looks_like
 
 from .builder import Builder
 from .evaluate import Evaluator
 from .frame import Frame, Shared
-from .ir import Axis, Graph
+from .ir import Axis, Graph, walk
 from .parameters import parameters
 from .program import ModelSource, Scope
 from .signature import Kind, Parameter, Signature
@@ -60,7 +60,41 @@ def checkpoint_rules(model: ModelSource, graph: Graph, problems: Diagnostics) ->
     for name in model.weights:
         assert model.weights_scope is not None
         rules += _Reader(graph, problems).rules(name, model.weights_scope)
+    if model.weights:
+        _check_names(model, graph, rules, problems)
     return rules
+
+
+def _check_names(model: ModelSource, graph: Graph, rules: list[Json], problems: Diagnostics) -> None:
+    """Warns of weights that no rule makes, where a rule makes one that the model lacks and that is spelled alike.
+
+    A map may speak of weights that a model lacks, and a model may have some of its own; only both at once is odd.
+    """
+    has = list(dict.fromkeys(info.pattern for info in parameters(graph)))
+    mapped = {str(rule["parameter"]) for rule in rules if "parameter" in rule}
+    unused = [pattern.split(".") for pattern in sorted(mapped - set(has))]
+    reported: set[str] = set()
+    for pattern in has:
+        parts = pattern.split(".")
+        if pattern in mapped:
+            continue
+        for other in unused:
+            differing = [(a, b) for a, b in zip(parts, other, strict=False) if a != b]
+            if len(parts) != len(other) or len(differing) != 1 or not looks_like(*differing[0]):
+                continue
+            ((name, meant),) = differing
+            if name not in reported:
+                reported.add(name)
+                _warn(name, meant, model, graph, problems)
+
+
+def _warn(name: str, meant: str, model: ModelSource, graph: Graph, problems: Diagnostics) -> None:
+    said = model.weights[0].span
+    named = (op.span for op, _ in walk(graph.body) if str(getattr(op.attributes, "path", "")).split(".")[-1] == name)
+    place = next((span for span in named if span.source is said.source), said)
+    marks = () if place is said else (Mark(said, f"`{meant}` is in this map, and `{name}` is not"),)
+    title = f"the weights of `{name}` are in no checkpoint that `{said.text}` maps"
+    problems.add(Diagnostic("DSK0175", title, place, f"did you mean `{meant}`?", marks, severity="warning"))
 
 
 def check_maps(model: ModelSource, problems: Diagnostics) -> None:
@@ -72,7 +106,7 @@ def check_maps(model: ModelSource, problems: Diagnostics) -> None:
 
 
 def _no_map(name: s.Name, scope: Scope, problems: Diagnostics) -> None:
-    if scope.broken:
+    if scope.may_have(name.text):
         return
     near = did_you_mean(name.text, [n for n, d in scope.names.items() if isinstance(d, s.Checkpoint)])
     label = f"did you mean `{near}`?" if near else "name a `checkpoint` of this file, or import one"

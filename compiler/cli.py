@@ -11,6 +11,7 @@ from . import __version__
 COMMANDS = {  # in the order that help lists them -> the file of commands/ that has the function of that name
     "new": "new",
     "check": "check",
+    "explain": "explain",
     "fmt": "fmt",
     "compile": "compile",
     "lock": "lock",

@@ -10,6 +10,7 @@ from dskc.dsl.dims import Dim, DimSizeError
 from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
+from .bindings import walk
 from .evaluate import Evaluator, describe
 from .frame import Frame
 from .ir import Axis, DimInfo
@@ -26,6 +27,7 @@ def model_dims(model: ModelSource, frame: Frame, evaluator: Evaluator) -> tuple[
             said = entries[override.path]
             entries[override.path] = s.Setting(override.span, said.key, override.value, False, said.doc)
             frame.shared.used.add(index)
+    frame.shared.dim_spans = {name: entry.key.span for name, entry in entries.items()}
     order: list[DimInfo] = []
     waiting: list[str] = []
 
@@ -46,7 +48,6 @@ def model_dims(model: ModelSource, frame: Frame, evaluator: Evaluator) -> tuple[
 
     for name in entries:
         settle(name)
-    frame.shared.dim_spans = {name: entry.key.span for name, entry in entries.items()}
     return tuple(order)
 
 
@@ -54,6 +55,8 @@ def _entries(model: ModelSource, frame: Frame) -> dict[str, s.Setting]:
     entries: dict[str, s.Setting] = {}
     for statement in model.base.body.statements:
         if not isinstance(statement, s.Dims):
+            unread = isinstance(statement, s.Bad) and not statement.names  # it may have been the dims
+            frame.shared.unread_dims = frame.shared.unread_dims or unread
             continue
         for entry in statement.section.entries:
             if isinstance(entry, s.Bad):
@@ -61,9 +64,12 @@ def _entries(model: ModelSource, frame: Frame) -> dict[str, s.Setting]:
                 continue
             name = entry.key.text
             if not isinstance(entry, s.Setting) or entry.bare or not entry.key.parts[0].is_dim:
-                label = "dims start with a capital" if isinstance(entry, s.Setting) else "write `D = 4096`"
+                frame.shared.unread_dims = True
+                settled = isinstance(entry, s.Setting) and not entry.bare
+                label = "dims start with a capital" if settled else "a dim is written `D = 4096`"
                 frame.report("DSK0151", f"`{name}` is no dim", entry.key.span, label)
             elif problem := dim_problem(name):
+                frame.shared.unread_dims = True
                 frame.report("DSK0119", f"a dim cannot be called `{name}`", entry.key.span, problem)
             elif name in entries:
                 marks = (Mark(entries[name].key.span, "first here"),)
@@ -131,6 +137,4 @@ def _is_whole(name: str, size: Dim, span: Span, frame: Frame) -> bool:
 
 
 def _names(node: s.Expression) -> list[str]:
-    from .passes.expand import _walk
-
-    return [found.text for found in _walk(node) if isinstance(found, s.Name) and found.is_dim]
+    return [found.text for found in walk(node) if isinstance(found, s.Name) and found.is_dim]

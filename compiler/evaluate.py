@@ -90,6 +90,7 @@ class Evaluator:
         if node.text in frame.dims:
             axis = frame.dims[node.text]
             return None if axis is None else Size(axis)
+        frame.shared.failed = True
         if not frame.shared.unread_dims:
             self._unknown(node.text, node.span, frame, "dim", list(frame.dims))
         return POISON
@@ -105,7 +106,7 @@ class Evaluator:
             return Mask(name)
         if name in DTYPES:
             return name
-        self._unknown(name, node.span, frame, "value", [*frame.names, *MASK_WORDS])
+        self._unknown(name, node.span, frame, "value", [*frame.names, *MASK_WORDS, "true", "false"])
         return POISON
 
     def _unknown(self, name: str, span: Span, frame: Frame, what: str, candidates: list[str]) -> None:
@@ -115,7 +116,7 @@ class Evaluator:
             label = "a number is written in digits, such as `3e-4`"
         elif not near and what == "value":
             label = "nothing of this name has been bound before this line"
-        frame.report("DSK0101", f"no {what} is called `{name}`", span, label)
+        frame.report_unknown(what, name, span, label, near, others=what == "value" and frame.shared.unread_values)
 
     # --- operators
 
@@ -144,7 +145,10 @@ class Evaluator:
         if isinstance(value, Poison):
             return None
         if value is None:
-            frame.report("DSK0112", f"`{node.span.text}` was not given", node.span, "ask for it with `if` first")
+            if (key := (frame.scope.source.path, node.span.text)) not in frame.shared.unknown:
+                frame.shared.unknown.add(key)
+                frame.report("DSK0112", f"`{node.span.text}` was not given", node.span, "ask for it with `if` first")
+            frame.shared.failed = True
             return None
         if isinstance(value, Fraction):
             value = Size(Axis(_axis_name(node), Dim.of(value)))

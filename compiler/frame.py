@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
 from dskc.dsl.dims import Dim, DimSizeError
+from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
 from .builder import Builder
@@ -26,6 +27,9 @@ class Shared:
     dim_spans: dict[str, Span] = field(default_factory=dict)
     unsound_dims: set[str] = field(default_factory=set)  # that have no size, or none that makes sense
     unread_dims: bool = False  # some dims could not be read: an unknown one may only be one of those
+    unread_values: bool = False  # and so with statements
+    unknown: set[tuple[str, str]] = field(default_factory=set)  # names that were reported, each once a file
+    bound_values: dict[str, Span] = field(default_factory=dict)  # where a value was bound last
     failed: bool = False  # something was reported, or had been before
 
 
@@ -90,6 +94,30 @@ class Frame:
             self.shared.problems.add(Diagnostic(code, title, span, extra, kept, notes))
             return
         self.shared.problems.add(Diagnostic(code, title, span, label, marks, notes))
+
+    def report_unknown(
+        self, what: str, name: str, span: Span, label: str, near: str | None = None, others: bool = False
+    ) -> None:
+        """Reports a name that stands for nothing, once; `near` is what it may have been meant to be, and is shown.
+
+        `others`: names that could not be read may be among them.
+        """
+        key = (self.scope.source.path, name)
+        self.shared.failed = True
+        if key in self.shared.unknown or (others and near is None):
+            return
+        self.shared.unknown.add(key)
+        place = (self.shared.dim_spans if what == "dim" else self.shared.bound_values).get(near or "")
+        marks: tuple[Mark, ...] = ()
+        if place is not None and place.source is span.source and place.line != span.line:
+            marks = (Mark(place, f"`{near}` is this"),)
+        self.report("DSK0101", f"no {what} is called `{name}`", span, label, marks)
+
+    def sizes_note(self, *sizes: Dim) -> tuple[tuple[str, str], ...]:
+        """What the dims in some sizes are worth, where they have a value before data comes."""
+        known = self.shared.sizes
+        names = sorted({name for size in sizes for name in size.symbols() if name in known})
+        return (("note", ", ".join(f"{name} = {show_number(known[name])}" for name in names)),) if names else ()
 
     def size_value(self, size: Dim) -> int | None:
         """What a size is worth, where every dim in it has a value and it comes out whole."""

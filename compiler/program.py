@@ -22,6 +22,11 @@ class Scope:
     owners: dict[str, Scope] = field(default_factory=dict)  # the scope that a name's definition stands in
     spans: dict[str, Span] = field(default_factory=dict)
     broken: bool = False  # some item could not be read: missing names may only be unread ones
+    lost: set[str] = field(default_factory=set)  # names that an import asked for in vain, and which has been reported
+
+    def may_have(self, name: str) -> bool:
+        """Whether a name that is missing may only be unread, so that there is nothing more to say of it."""
+        return self.broken or name in self.lost
 
     def blocks(self) -> list[str]:
         return [name for name, item in self.names.items() if isinstance(item, BlockDefinition)]
@@ -51,7 +56,8 @@ class ModelSource:
     requires: list[tuple[s.Require, Scope]] = field(default_factory=list)
     weights: tuple[s.Name, ...] = ()
     weights_scope: Scope | None = None
-    altered: bool = False  # by `--set`: it then is no longer the model that its requirements speak of
+    weights_at: Span | None = None  # the statement of this model's own that says them
+    altered: bool = False  # by `--set`, or in part unread: then it is not the model that its requirements speak of
 
     @property
     def source(self) -> Source:
@@ -80,6 +86,7 @@ class SectionSource:
     settings: dict[str, Said] = field(default_factory=dict)
     placements: list[tuple[s.Placement, Scope]] = field(default_factory=list)
     sections: dict[str, Span] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)  # sections with an entry that could not be read; "" is the whole
 
     @property
     def name(self) -> str:

@@ -69,7 +69,7 @@ def _unify(
     first = inner.bound_at.get(node.text) if isinstance(node, s.Name) else None
     if first is not None and first.source is place.source and first != place:
         marks = (Mark(first, f"`{wanted.size}` here"),)
-    notes: tuple[tuple[str, str], ...] = ()
+    notes = outer.sizes_note(wanted.size, axis.size)
     a, b = outer.size_value(wanted.size), outer.size_value(axis.size)
     if a is not None and a == b:
         notes = (("note", f"both are {show_number(a)} today, but they are different dims: say that one is the other"),)
@@ -77,15 +77,16 @@ def _unify(
     return False
 
 
-def check_type(kind: s.Type, value: Value, inner: Frame, evaluator: Evaluator) -> bool:
-    """Whether a result has its declared type; reports at the declaration."""
+def check_type(kind: s.Type, value: Value, inner: Frame, evaluator: Evaluator, place: Span | None = None) -> bool:
+    """Whether a result has its declared type; reports at the declaration, and shows the `place` where it is bound."""
     declared = declared_type(kind, inner, evaluator)
     if declared is None:
         return False
     same = tuple(a.size for a in declared.axes) == tuple(a.size for a in value.type.axes)
     if not same:
         title = f"`{inner.block}` declares {_spelled(kind)}"
-        inner.report("DSK0205", title, kind.span, f"and gives back {_shape(value.type.axes)}")
+        marks = (Mark(place, "this is what it gives back"),) if place is not None else ()
+        inner.report("DSK0205", title, kind.span, f"and gives back {_shape(value.type.axes)}", marks)
     return same
 
 

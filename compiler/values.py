@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dskc.dsl import syntax as s
 from dskc.dsl.dims import Dim
@@ -122,3 +122,12 @@ Expressed = (
     | Record
     | Poison
 )
+
+Bound = TypeVar("Bound", bound=Expressed)
+
+
+def named(value: Bound, name: str) -> Bound:
+    """Gives a fresh tensor its name in the spec. Values are frozen once their graph is built; this builds it."""
+    if isinstance(value, Value) and value.name is None:
+        object.__setattr__(value, "name", name)
+    return value

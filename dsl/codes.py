@@ -16,7 +16,7 @@ CODES: dict[str, str] = {
     "DSK0013": "a file is too large to be a spec",
     # names
     "DSK0101": "a name is not known",
-    "DSK0102": "a name is defined twice in a file",
+    "DSK0102": "a name is defined twice",
     "DSK0103": "a library does not exist",
     "DSK0104": "a file does not define what is imported from it",
     "DSK0105": "files import each other",
@@ -67,11 +67,13 @@ CODES: dict[str, str] = {
     "DSK0154": "a requirement asks for something unknown",
     # extern blocks
     "DSK0160": "an extern block states an unknown cost",
+    "DSK0161": "an extern block does not name a class",
     # recipes
     "DSK0170": "a section has no such key",
     "DSK0172": "a unit does not fit",
     "DSK0173": "an objective cannot be read",
     "DSK0174": "a checkpoint map cannot be read",
+    "DSK0175": "a weight is called almost as its checkpoint map has it",
     # limits of this compiler
     "DSK0190": "something is not compiled yet",
     "DSK0191": "a model has too many operations",

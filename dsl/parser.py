@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from . import syntax as s
 from .diagnostics import Diagnostic, Diagnostics
+from .doubt import doubted, imports_in_doubt
 from .layout import ITEM_KEYWORDS, Layout
 from .source import Source, Span
 from .tables import Machine, Tables, UnexpectedToken, load_tables
 from .token import Token
 from .tree import TreeBuilder, token_span
-from .wording import describe_expected, describe_token
+from .wording import describe_expected, describe_unexpected, habit
 
 GRAMMAR = Path(__file__).parent / "grammar.lark"
+MAX_TOKENS = 30_000  # of a file, comments and line ends included
+MOST_PROBLEMS = 100  # of reading one file: what has more is no spec
 MAX_DEPTH = 100  # of brackets and braces
 MAX_LEVELS = 300  # of the tree: a bracket takes two or three, an operator or an `else if` one
 CALLS = 5000  # that Python may nest: some ten for each level, and some more for each block within a block
@@ -53,7 +57,14 @@ def tokenize(text: str) -> list[Token]:
 
 def parse(source: Source, problems: Diagnostics) -> s.File:
     """The syntax tree of `source`. What cannot be read is reported and stands in the tree as `Bad`."""
-    return _parse(source, tokenize(source.text), problems)
+    tables, _ = _machinery()
+    tokens = list(islice(tables.tokens(source.text), MAX_TOKENS + 1))
+    if len(tokens) > MAX_TOKENS:
+        title = f"this has over {MAX_TOKENS:_} words and signs: that is not a spec"
+        notes = (("help", "specs are some hundred lines; check that this is the file you meant"),)
+        problems.add(Diagnostic("DSK0013", title, Span(source, 0, 0), notes=notes))
+        return s.File(source, (), complete=False)
+    return _parse(source, tokens, problems)
 
 
 def parse_entry(source: Source, problems: Diagnostics) -> s.Entry | None:
@@ -76,8 +87,23 @@ def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File
     builder.source = source
     builder.number_problems = []
     builder.docs_before, builder.docs_after = _documentation(tokens)
-    session = _Session(Machine(tables, builder), source, problems)
+    first = Diagnostics()
+    session = _Session(Machine(tables, builder), source, first)
     tree = session.run(tokens)
+    doubts: list[Span] = []
+    if session.failed:  # again, with what is wrong put right where one token does it
+        from .repair import repair  # which most files never need
+
+        repaired = repair(tokens, source, tables)
+        problems.extend(repaired.found)
+        if repaired.found:
+            builder.number_problems = []
+            first = Diagnostics()
+            session = _Session(Machine(tables, builder), source, first)
+            tree = session.run(repaired.tokens)
+            session.failed = True
+            doubts = repaired.doubts
+    problems.extend(first)
     for span, text in builder.number_problems:
         problems.add(Diagnostic("DSK0004", text, span))
     if tree is None:
@@ -87,7 +113,8 @@ def _parse(source: Source, tokens: list[Token], problems: Diagnostics) -> s.File
         at = Span(source, deep.span.start, deep.span.start + 1)
         problems.add(Diagnostic("DSK0005", title, at, "give what comes before a name"))
         return s.File(source, (), complete=False)
-    return s.File(source, tree.items, complete=not session.failed and not builder.number_problems)
+    complete = not session.failed and not builder.number_problems
+    return s.File(source, doubted(tree.items, doubts), complete, unsure=imports_in_doubt(tree.items, doubts))
 
 
 class _Session:
@@ -100,12 +127,19 @@ class _Session:
         self.problems = problems
         self.layout = Layout()
         self.failed = False
+        self.stumbled = False  # a statement could not be read, and none has been read since
+        self.lost = False  # what stands here belongs to an item whose head could not be read: one error is enough
 
     def run(self, tokens: list[Token]) -> s.File | None:
         stream = _Stream(self.layout.process(tokens))
         for token in stream:
             try:
+                if token.type in ITEM_KEYWORDS and token.column == 1 and self._open_brace() is not None:
+                    raise UnexpectedToken(token, frozenset())  # as a key it might fit, but there it is an item
                 self.state.feed_token(token)
+                if token.type == "NEWLINE":
+                    self.stumbled = False
+                self.lost = self.lost and not (token.type in ITEM_KEYWORDS and token.column == 1)
             except UnexpectedToken as error:
                 self._recover(token, error, stream)
         end = stream.last.standing_in("$END") if stream.last else Token("$END", "")
@@ -121,7 +155,7 @@ class _Session:
             if opener is not None:
                 self._unclosed(opener)
             else:
-                self._report(at_end, describe_token(end), error)
+                self._report(at_end, end, error)
         self._pop_to("MODEL")
         self.state.feed_token(self._error_token(end, ()))
         try:
@@ -136,11 +170,17 @@ class _Session:
 
     # --- reporting
 
-    def _report(self, span: Span, found: str, error: UnexpectedToken) -> None:
+    def _report(self, span: Span, found: Token, error: UnexpectedToken) -> None:
         self.failed = True
+        outside = _outside(error.expected) or _behind_item(error.expected)
+        if (self.lost and outside) or (self.stumbled and _at_statement(error.expected)):
+            return
+        self.stumbled = True
+        if len(self.problems) >= MOST_PROBLEMS:
+            return
         expected = describe_expected(error.expected)
-        label = f"expected {expected}" if expected else ""
-        self.problems.add(Diagnostic("DSK0001", f"unexpected {found}", span, label))
+        label = habit(span) or (f"expected {expected}" if expected else "")
+        self.problems.add(Diagnostic("DSK0001", describe_unexpected(found), span, label))
 
     def _unclosed(self, opener: Token) -> None:
         self.failed = True
@@ -162,9 +202,10 @@ class _Session:
             self._unclosed(brace)
         else:
             new_line = False
-            self._report(token_span(self.source, token), describe_token(token), error)
+            self._report(token_span(self.source, token), token, error)
         names = self._names_being_bound()
         self._pop_to("MODEL" if brace is not None else "ERROR")
+        self.lost = self.lost or _outside(self.states[self.state.state_stack[-1]])
         self.state.feed_token(self._error_token(token, names))
         self._resume(token, stream, starts_line=new_line)
 
@@ -227,6 +268,20 @@ class _Session:
     def _open_brace(self) -> Token | None:
         braces = [v for v in self.state.value_stack if isinstance(v, Token) and v.type == "LBRACE"]
         return braces[-1] if braces else None
+
+
+def _outside(terminals: Container[str]) -> bool:
+    """Whether an item may begin here. (In a section its keywords may too, as keys, but so may other names.)"""
+    return "MODEL" in terminals and "NAME" not in terminals
+
+
+def _behind_item(terminals: frozenset[str]) -> bool:
+    return terminals <= {"NEWLINE", "$END"}
+
+
+def _at_statement(terminals: Container[str]) -> bool:
+    """Whether a statement may begin here."""
+    return "RETURN" in terminals and "REPEAT" in terminals and "EQUAL" not in terminals
 
 
 class _Stream:

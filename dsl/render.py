@@ -11,6 +11,7 @@ from .source import Source
 
 MAX_WIDTH = 120  # columns of source text; a longer line is cut to what is around its marks
 TAB = 4
+FAR = 1000  # characters on each side of a mark that may be shown
 
 _BOLD = "1"
 _BLUE = "1;34"
@@ -59,7 +60,7 @@ def _place(mark: Mark) -> dict[str, str | int]:
 
 
 def to_github(diagnostics: Iterable[Diagnostic]) -> str:
-    """One workflow command a diagnostic, which GitHub shows beside the changed line.
+    """One workflow command a diagnostic, each ending its line, which GitHub shows beside the changed line.
 
     Source: docs.github.com, "Workflow commands for GitHub Actions", setting an error message; escapes as in the
     toolkit's `command.ts`.
@@ -75,8 +76,8 @@ def to_github(diagnostics: Iterable[Diagnostic]) -> str:
         details = [mark.label for mark in diagnostic.drawn_marks if mark.label]
         details += [f"{head}: {text}" for head, text in diagnostic.notes]
         message = _escaped("\n".join([diagnostic.title, *details]))
-        lines.append(f"::{diagnostic.severity} {shown}::{message}")
-    return "\n".join(lines)
+        lines.append(f"::{diagnostic.severity} {shown}::{message}\n")
+    return "".join(lines)
 
 
 def _escaped(text: str, more: str = "") -> str:
@@ -184,7 +185,8 @@ class _Drawing:
         return line, min(piece.start for piece in pieces[line]) + 1
 
     def _line(self, source: Source, number: int, pieces: list[_Piece]) -> None:
-        text, columns = _cells(source.line_text(number))
+        line, pieces = _around(source.line_text(number), pieces)
+        text, columns = _cells(line)
         placed = [_in_columns(piece, columns) for piece in pieces]
         text, placed = _clipped(text, placed)
         shown = self._paint(f"{number:>{self.margin}} |", _BLUE)
@@ -245,6 +247,21 @@ def _pieces(mark: Mark) -> list[tuple[int, _Piece]]:
         (first, _Piece(start, max(start + 1, length), "", mark.style)),
         (last, _Piece(min(indent, end - 1), max(end, 1), mark.label, mark.style)),
     ]
+
+
+def _around(line: str, pieces: list[_Piece]) -> tuple[str, list[_Piece]]:
+    """A very long line cut to what is near its first mark, before its characters are looked at one by one."""
+    if len(line) <= 4 * FAR:
+        return line, pieces
+    anchor = next((piece for piece in pieces if piece.style == "primary"), pieces[0] if pieces else None)
+    first = max(0, anchor.start - FAR) if anchor else 0
+    part = line[first : first + 4 * FAR]
+    last = len(part)
+    moved = [
+        _Piece(min(max(p.start - first, 0), last), min(max(p.end - first, 1), last + 1), p.label, p.style)
+        for p in pieces
+    ]
+    return part, moved
 
 
 def _cells(line: str) -> tuple[list[str], list[int]]:

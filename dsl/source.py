@@ -143,7 +143,7 @@ def _missing(name: str, shown: str, whole: Span) -> Diagnostic:
     near = did_you_mean(base, siblings) or did_you_mean(f"{base}.dsk", siblings)
     notes: tuple[tuple[str, str], ...] = ()
     if near is not None:
-        notes = (("help", f"did you mean `{os.path.join(folder, near)}`?"),)
+        notes = (("help", f"did you mean `{os.path.join(os.path.dirname(shown), near)}`?"),)
     elif folder and not os.path.isdir(folder):
         notes = (("note", f"there is no folder `{folder}` either"),)
     elif siblings:

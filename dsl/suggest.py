@@ -6,10 +6,13 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate nearest to `word`, or None when none is near. Case does not count; common beginnings win ties."""
+    """The candidate nearest to `word`, or None when none is near. Case does not count.
+
+    Of several that are as near, one with the same letters wins, then one that begins the same.
+    """
     lowered = word.lower()
-    limit = _limit(len(word))
-    best: tuple[float, int, int, str] | None = None
+    limit = typo_limit(len(word))
+    best: tuple[float, bool, int, int, str] | None = None
     for candidate in candidates:
         if candidate == word:
             continue
@@ -21,13 +24,26 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
             distance = limit + 0.5
         elif distance >= min(len(word), len(candidate)):
             continue  # nothing in common
-        score = (distance, -_common_prefix(lowered, other), abs(len(other) - len(lowered)), candidate)
+        score = (
+            distance,
+            sorted(lowered) != sorted(other),
+            -_common_prefix(lowered, other),
+            abs(len(other) - len(lowered)),
+            candidate,
+        )
         if best is None or score < best:
             best = score
-    return best[3] if best is not None else None
+    return best[-1] if best is not None else None
 
 
-def _limit(length: int) -> int:
+def looks_like(word: str, other: str) -> bool:
+    """Whether one may be the other with some letters wrong."""
+    limit = typo_limit(len(word))
+    return edit_distance(word.lower(), other.lower(), limit) <= limit
+
+
+def typo_limit(length: int) -> int:
+    """How many letters of a word this long may be wrong."""
     if length < 2:
         return 0
     return 1 if length < 5 else 2 if length < 9 else 3

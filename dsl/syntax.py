@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, dataclass_transform
+from typing import ClassVar, Self, dataclass_transform
 
 from .source import Source, Span
 
@@ -30,6 +30,10 @@ class _Frozen:
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")
+
+    def changed(self, **changes: object) -> Self:
+        """A copy with other values for some fields."""
+        return type(self)(*(changes.get(field, getattr(self, field)) for field in self.fields))
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -418,8 +422,12 @@ Item = Edition | Use | Model | DerivedModel | Block | ExternBlock | Train | Plan
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A whole spec file; `complete` is False when some statement in it could not be read."""
+    """A whole spec file; `complete` is False when some statement in it could not be read.
+
+    `unsure`: what could not be read may be a name that it imports.
+    """
 
     source: Source
     items: tuple[Item, ...]
     complete: bool
+    unsure: bool = False

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lark.grammar import Rule as LarkRule
 
 FORMAT = 1  # of what is kept
+DEEP = 2000  # states on the stack: to copy more of them for each token takes too long
 # A rule: what it makes, the method of the tree builder that makes it, how many children it takes, which of them and
 # with how many absent ones before each (and behind the last), and whether a single child passes as it is.
 Rule = tuple[str, str, int, tuple[tuple[int, bool, int], ...], int, bool]
@@ -67,10 +68,35 @@ class Tables:
                 line, line_start = line + 1, found.end()
 
 
+def advance(tables: Tables, stack: list[int], kind: str) -> bool:
+    """Takes a terminal into a stack of states, building nothing; whether it fits. `$END` fits when all is read."""
+    states, rules = tables.states, tables.rules
+    while True:
+        action = states[stack[-1]].get(kind)
+        if action is None:
+            return False
+        if action >= 0:
+            stack.append(action)
+            return True
+        origin, _, size, *_ = rules[-1 - action]
+        if size:
+            del stack[-size:]
+        stack.append(states[stack[-1]][origin])
+        if kind == "$END" and stack[-1] == tables.end:
+            return True
+
+
+def accepted(tables: Tables, stack: list[int]) -> frozenset[str]:
+    """The terminals that may come next. (A state alone lists more: those that fit it in some other context.)"""
+    candidates = (kind for kind in tables.states[stack[-1]] if kind.isupper() or kind == "$END")
+    return frozenset(kind for kind in candidates if kind != "ERROR" and advance(tables, stack.copy(), kind))
+
+
 class Machine:
     """An LALR parser in mid-flight: its stacks may be looked at, and cut back to recover from a mistake."""
 
     def __init__(self, tables: Tables, builder: object) -> None:
+        self.tables = tables
         self.states = tables.states
         self.rules = tables.rules
         self.end = tables.end
@@ -80,11 +106,13 @@ class Machine:
 
     def feed_token(self, token: Token, is_end: bool = False) -> object:
         """Takes a token in; the tree, when it is the end. Raises UnexpectedToken, the stacks as they then are."""
+        before = self.state_stack  # what is reduced on the way to an error may hide what would have fitted
+        if len(before) < DEEP:
+            before = before.copy()
         while True:
-            actions = self.states[self.state_stack[-1]]
-            action = actions.get(token.type)
+            action = self.states[self.state_stack[-1]].get(token.type)
             if action is None:
-                raise UnexpectedToken(token, frozenset(kind for kind in actions if kind.isupper() or kind == "$END"))
+                raise UnexpectedToken(token, accepted(self.tables, before))
             if action >= 0:
                 self.state_stack.append(action)
                 self.value_stack.append(token)
@@ -105,7 +133,10 @@ class Machine:
                 child = given[index]
                 if spread:  # a helper rule's children
                     assert isinstance(child, list), child
-                    children.extend(child)
+                    if children:
+                        children.extend(child)
+                    else:
+                        children = child  # nobody else's any more; to copy it each time would take ever longer
                 else:
                     children.append(child)
         children.extend([None] * absent_behind)

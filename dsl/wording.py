@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .source import Span
 from .token import Token
 
 _SPELLED = {
@@ -11,6 +12,17 @@ _SPELLED = {
     "COLON": "`:`", "QUESTION": "`?`", "RARROW": "`->`", "PLUS_EQUAL": "`+=`", "EQUAL": "`=`", "DOT": "`.`",
     "NEWLINE": "the end of the line", "$END": "the end of the file",
 }  # fmt: skip
+_HABITS = {
+    "'": "texts stand in double quotes",
+    ";": "a statement ends with its line",
+    "//": "comments begin with `#`",
+    "**": "there is no power: multiply",
+    "-=": "of these there is only `+=`",
+    "*=": "of these there is only `+=`",
+    "/=": "of these there is only `+=`",
+    "&&": "that is `and`",
+    "||": "that is `or`",
+}
 LONGEST = 40  # characters of a token that are shown
 _OPERATORS = {"EQ", "NE", "LT", "LE", "GT", "GE", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT", "AMP", "PIPE"}
 _VALUES = {"NUMBER", "STRING", "TRUE", "FALSE", "LSQB"}
@@ -28,6 +40,19 @@ def describe_token(token: Token) -> str:
         return f"the character {str(token)!r}"
     text = str(token)
     return f"`{text}`" if len(text) <= LONGEST else f"`{text[:LONGEST]}...`"
+
+
+def describe_unexpected(token: Token) -> str:
+    """The title of a problem with a token that fits nowhere."""
+    if token.type in ("NEWLINE", "$END"):
+        return f"the {'line' if token.type == 'NEWLINE' else 'file'} ends too early"
+    return f"unexpected {describe_token(token)}"
+
+
+def habit(span: Span) -> str | None:
+    """What the language has instead of something that other languages have there."""
+    two = span.source.text[span.start : span.start + 2]
+    return _HABITS.get(two) or _HABITS.get(two[:1])
 
 
 def describe_expected(terminals: Iterable[str]) -> str:

@@ -11,9 +11,20 @@ from dskc.dsl.numbers import UNITS, show_number
 from dskc.dsl.parser import GRAMMAR
 from dskc.dsl.source import Source, Span
 
-from .. import arguments, builder, calls, checkpoint_map, devices, evaluate, masks, primitives, sections, types
+from .. import (
+    arguments,
+    blocks,
+    builder,
+    checkpoint_map,
+    devices,
+    evaluate,
+    masks,
+    primitives,
+    repeats,
+    sections,
+    types,
+)
 from ..ir import Graph, Region
-from ..passes import expand
 from ..passes.recipes import DEFAULT_TOKENS, UNSAID_TOKENS, default_train
 from ..signature import DTYPES, Parameter
 from .calls import call_text, described, fenced, kind_text, linked, table, value_text
@@ -104,11 +115,12 @@ def device_table() -> list[str]:
 def limits() -> list[str]:
     rows = [
         ("bytes of a file", source.MAX_BYTES),
+        ("words and signs of a file, comments and line ends included", parser.MAX_TOKENS),
         ("brackets and braces within one another", parser.MAX_DEPTH),
         ("operators and `else if` within one another, brackets counted two or three times", parser.MAX_LEVELS),
         ("digits of a number, and its power of ten", numbers.MAX_DIGITS),
-        ("blocks that use one another", calls.MAX_BLOCKS),
-        ("rounds of a repeat", expand.MAX_REPEAT),
+        ("blocks that use one another", blocks.MAX_BLOCKS),
+        ("rounds of a repeat", repeats.MAX_REPEAT),
         ("operations of a model; a repeat counts once where nothing in it asks for its index", builder.MAX_OPERATIONS),
     ]
     assert numbers.MAX_DIGITS == numbers.MAX_EXPONENT

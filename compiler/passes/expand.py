@@ -6,35 +6,27 @@ each index and then grouped by what they turned out to be.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from fractions import Fraction
-from typing import TypeVar
-
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
 from dskc.dsl.dims import Dim
-from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
 
-from ..builder import Builder, NameReserved, NameTaken
+from ..bindings import assigned, bound_once, first_line
+from ..builder import Builder
 from ..calls import Calls
 from ..dims import model_dims
-from ..equality import region_key
 from ..evaluate import describe
 from ..frame import Frame, Shared
-from ..ir import Axis, Graph, Op, Region, Value
+from ..ir import Axis, Graph, Value
 from ..ops.base import ShapeError
 from ..ops.elementwise import Elementwise
-from ..ops.structure import Block, Constant, Keep, Repeat
+from ..ops.structure import Keep
 from ..program import ModelSource
+from ..repeats import Repeats
 from ..requirements import Requirement
 from ..reserved import result_problem
 from ..types import check_type, declared_type
-from ..values import POISON, BlockValue, Expressed, Poison
-
-MAX_REPEAT = 10_000
-Bound = TypeVar("Bound", bound=Expressed)
+from ..values import POISON, BlockValue, Expressed, Poison, named
 
 
 def expand(model: ModelSource, problems: Diagnostics) -> tuple[Graph, list[Requirement]] | None:
@@ -48,6 +40,7 @@ class _Expander:
         self.problems = problems
         self.calls = Calls(self.body)
         self.evaluator = self.calls.evaluator
+        self.repeats = Repeats(self.evaluator, self._statements, self._once)
         self.requirements: list[Requirement] = []
         self.bound_once: dict[int, frozenset[str]] = {}  # of bodies by identity: iterations read one again and again
 
@@ -98,6 +91,7 @@ class _Expander:
             frame.names[param.name.text] = POISON
             if kind is not None:
                 value = Value(kind, param.name.text)
+                frame.shared.bound_values[param.name.text] = param.name.span
                 frame.builder.inputs[param.name.text] = value
                 frame.names[param.name.text] = value
 
@@ -110,9 +104,15 @@ class _Expander:
             if value is None:
                 near = did_you_mean(name, [n for n, v in frame.names.items() if isinstance(v, Value)])
                 label = f"did you mean `{near}`?" if near else "nothing of this name is bound in the body"
-                frame.report("DSK0145", f"the result `{name}` is never computed", result.name.span, label)
+                if near is None and frame.shared.unread_values:
+                    continue
+                place = frame.shared.bound_values.get(near or "")
+                marks = (Mark(place, f"`{near}` is this"),) if place else ()
+                title = f"the result `{name}` is never computed"
+                frame.report("DSK0145", title, result.name.span, label, marks)
             elif isinstance(value, Value):
-                if check_type(result.type, value, frame, self.evaluator):
+                place = frame.shared.bound_values.get(name)
+                if check_type(result.type, value, frame, self.evaluator, place):
                     found.append(value)
             elif not isinstance(value, Poison):
                 frame.report("DSK0145", f"the result `{name}` is {describe(value)}", result.name.span)
@@ -158,7 +158,7 @@ class _Expander:
     def _once(self, body: s.Body) -> frozenset[str]:
         found = self.bound_once.get(id(body))
         if found is None:
-            found = self.bound_once[id(body)] = _bound_once(body)
+            found = self.bound_once[id(body)] = bound_once(body)
         return found
 
     def _statements(self, body: s.Body, frame: Frame) -> tuple[Expressed, ...] | None:
@@ -167,7 +167,7 @@ class _Expander:
             if returned is not None:
                 if index + 1 < len(body.statements):
                     after = body.statements[index + 1]
-                    frame.report("DSK0146", "nothing after `return` is reached", _head(after.span))
+                    frame.report("DSK0146", "nothing after `return` is reached", first_line(after.span))
                 return returned
         return None
 
@@ -178,9 +178,9 @@ class _Expander:
             case s.Residual():
                 self._residual(statement, frame)
             case s.Repeat():
-                self._repeat(statement, frame)
+                self.repeats.repeat(statement, frame)
             case s.Group():
-                self._group(statement, frame)
+                self.repeats.group(statement, frame)
             case s.If():
                 return self._if(statement, frame)
             case s.Return():
@@ -194,16 +194,17 @@ class _Expander:
             case s.Dims() | s.Weights():
                 if frame.caller is not None:
                     word = "dims" if isinstance(statement, s.Dims) else "weights"
-                    frame.report("DSK0147", f"`{word}` belongs to a model", _head(statement.span))
+                    frame.report("DSK0147", f"`{word}` belongs to a model", first_line(statement.span))
             case s.RepeatOverride() | s.CallOverride():
                 frame.report(
                     "DSK0148",
                     "this changes something inherited",
-                    _head(statement.span),
+                    first_line(statement.span),
                     "only in a model that comes `from` another",
                 )
             case s.Bad():
                 frame.shared.failed = True
+                frame.shared.unread_values = frame.shared.unread_values or not statement.names
                 for name in statement.names:
                     frame.names[name] = POISON
         return None
@@ -217,6 +218,7 @@ class _Expander:
         if len(statement.targets) == 1:
             self._bind(first, value, frame)
             return
+        self._distinct(statement.targets, frame)
         if isinstance(value, tuple) and len(value) == len(statement.targets):
             for target, part in zip(statement.targets, value, strict=True):
                 self._bind(target, part, frame)
@@ -228,12 +230,25 @@ class _Expander:
         for target in statement.targets:
             frame.names[target.text] = POISON
 
+    def _distinct(self, targets: tuple[s.Name, ...], frame: Frame) -> None:
+        first: dict[str, s.Name] = {}
+        reported: set[str] = set()
+        for target in targets:
+            name = target.text
+            before = first.setdefault(name, target)
+            if before is not target and name not in reported:
+                reported.add(name)
+                marks = (Mark(before.span, "first here"),)
+                frame.report("DSK0102", f"`{name}` is defined twice", target.span, "again here", marks)
+
     def _bind(self, target: s.Name, value: Expressed, frame: Frame) -> None:
         if target.is_dim:
             frame.report("DSK0151", f"`{target.text}` would be a dim", target.span, "values start with a small letter")
         if isinstance(value, BlockValue) and value.path is None and value.builder is frame.builder:
             value.path = frame.builder.join(target.text)
-        frame.names[target.text] = _named(value, target.text)
+        frame.names[target.text] = named(value, target.text)
+        if frame.caller is None:
+            frame.shared.bound_values[target.text] = target.span
 
     def _residual(self, statement: s.Residual, frame: Frame) -> None:
         name = statement.target.text
@@ -241,7 +256,8 @@ class _Expander:
         if name not in frame.names:
             near = did_you_mean(name, list(frame.names))
             label = f"did you mean `{near}`?" if near else "nothing of this name has been bound before this line"
-            frame.report("DSK0101", f"no value is called `{name}`", statement.target.span, label)
+            others = frame.shared.unread_values
+            frame.report_unknown("value", name, statement.target.span, label, near, others)
         value = self.evaluator.evaluate(statement.value, frame)
         if not isinstance(before, Value) or not isinstance(value, Value):
             if isinstance(before, Value) and not isinstance(value, Poison):
@@ -253,12 +269,12 @@ class _Expander:
         except ShapeError as error:
             frame.report(error.code, str(error), statement.span)
             return
-        frame.names[name] = _named(total, name)
+        frame.names[name] = named(total, name)
 
     def _if(self, statement: s.If, frame: Frame) -> tuple[Expressed, ...] | None:
         condition = self.evaluator.condition(statement.condition, frame)
         if condition is None:
-            for name in _assigned(statement):
+            for name in assigned(statement):
                 frame.names[name] = POISON
             return None
         chosen = statement.then if condition else statement.otherwise
@@ -279,7 +295,7 @@ class _Expander:
         names = tuple(name.text for name in statement.names)
         kept = frame.builder.add(Keep(names), tuple(values), statement.span)
         for name, value in zip(names, kept, strict=True):
-            frame.names[name] = _named(value, name)
+            frame.names[name] = named(value, name)
 
     def _loss(self, statement: s.Loss, frame: Frame) -> None:
         value = self.evaluator.evaluate(statement.value, frame)
@@ -290,7 +306,7 @@ class _Expander:
             frame.report("DSK0152", f"a loss is one number, not {shown}", statement.value.span)
             return
         self._name(statement.name, frame)
-        frame.builder.add_loss(statement.name.text, _named(value, statement.name.text), statement.span)
+        frame.builder.add_loss(statement.name.text, named(value, statement.name.text), statement.span)
 
     def _name(self, name: s.Name, frame: Frame) -> None:
         problem = result_problem(name.text)
@@ -304,195 +320,7 @@ class _Expander:
         if value is None:
             near = did_you_mean(name.text, list(frame.names))
             label = f"did you mean `{near}`?" if near else ""
-            frame.report("DSK0101", f"no value is called `{name.text}`", name.span, label)
+            frame.report_unknown("value", name.text, name.span, label, near, frame.shared.unread_values)
         elif not isinstance(value, Poison):
             frame.report("DSK0126", f"`{what}` needs tensors", name.span, f"this is {describe(value)}")
         return None
-
-    # --- groups and repeats
-
-    def _group(self, statement: s.Group, frame: Frame) -> None:
-        path = frame.builder.join(statement.name.text)
-        builder = Builder(path, frame.builder)
-        inner = frame.inside(builder)
-        inner.once = self._once(statement.body)
-        self._statements(statement.body, inner)
-        self._claim(frame, path, statement.name.span)
-        # A block value stays inside: its weights belong to the group.
-        changed = [n for n, v in inner.names.items() if frame.names.get(n) is not v and not isinstance(v, BlockValue)]
-        tensors = [n for n in changed if isinstance(inner.names[n], Value)]
-        losses = tuple(sorted(builder.losses))
-        values = (*(inner.tensor(n) for n in tensors), *(builder.losses[n] for n in losses))
-        region = builder.region((), values)
-        made = tuple(Value(v.type, v.name) for v in values)
-        frame.builder.ops.append(
-            Op(Block(path, None, len(tensors), losses), (), made, _head(statement.span), (region,))
-        )
-        for name in changed:
-            frame.names[name] = inner.names[name]
-        for name, value in zip((*tensors,), made[: len(tensors)], strict=True):
-            frame.names[name] = value
-        for name, value in zip(losses, made[len(tensors) :], strict=True):
-            frame.builder.add_loss(name, value, statement.span)
-
-    def _claim(self, frame: Frame, path: str, span: Span) -> None:
-        try:
-            frame.builder.take(path, span)
-        except NameTaken as error:
-            marks = (Mark(error.first, "this has it"),)
-            frame.report("DSK0120", f"two weights would be called `{path}`", span, "", marks)
-        except NameReserved as error:
-            frame.report(error.code, f"this cannot be called `{span.text}`", span, str(error))
-
-    def _repeat(self, statement: s.Repeat, frame: Frame) -> None:
-        path = frame.builder.join(statement.name.text)
-        count = self._count(statement, path.replace(".*", ""), frame)
-        carried = [n for n in _assigned(statement.body) if isinstance(frame.names.get(n), Value)]
-        if count is None:
-            for name in carried:
-                frame.names[name] = POISON
-            return
-        self._claim(frame, path, statement.name.span)
-        if count == 0:
-            return
-        self._iterate(statement, path, count, carried, frame)
-
-    def _count(self, statement: s.Repeat, path: str, frame: Frame) -> int | None:
-        node = statement.count
-        frame.shared.seen_paths[path] = []
-        for index, override in enumerate(frame.shared.overrides):
-            if override.kind == "repeat" and override.path == path:
-                node = override.value
-                frame.shared.used.add(index)
-        value = self.evaluator.evaluate(node, frame)
-        if isinstance(value, Poison):
-            return None
-        number = self.evaluator.number(value, frame)
-        if number is None or number.denominator != 1 or not 0 <= number <= MAX_REPEAT:
-            title = f"a repeat's count is a whole number from 0 to {MAX_REPEAT}"
-            frame.report("DSK0153", title, node.span, f"this is {describe(value)}")
-            return None
-        return int(number)
-
-    def _iterate(self, statement: s.Repeat, path: str, count: int, carried: list[str], frame: Frame) -> None:
-        indexed = statement.index is not None and _mentions(statement.body, statement.index.text)
-        regions: list[Region] = []
-        losses: list[dict[str, Value]] = []
-        known: dict[object, int] = {}
-        variants: list[int] = []
-        for i in range(count if indexed else 1):
-            region, found = self._iteration(statement, path, i, carried, frame)
-            if region is None:
-                return
-            key = region_key(region, found)
-            if key not in known:
-                known[key] = len(regions)
-                regions.append(region)
-                losses.append(found)
-            variants.append(known[key])
-        if not indexed:
-            variants *= count
-        names = tuple(sorted({name for found in losses for name in found}))
-        regions = [_with_losses(r, f, names, statement.span) for r, f in zip(regions, losses, strict=True)]
-        before = tuple(frame.tensor(n) for n in carried)
-        made = tuple(Value(v.type, v.name) for v in regions[0].results)
-        attributes = Repeat(path, tuple(variants), len(carried), names)
-        frame.builder.ops.append(Op(attributes, before, made, _head(statement.span), tuple(regions)))
-        for name, value in zip(carried, made[: len(carried)], strict=True):
-            frame.names[name] = value
-        for name, value in zip(names, made[len(carried) :], strict=True):
-            frame.builder.add_loss(name, value, statement.span)
-
-    def _iteration(
-        self, statement: s.Repeat, path: str, i: int, carried: list[str], frame: Frame
-    ) -> tuple[Region | None, dict[str, Value]]:
-        builder = Builder(f"{path}.*", frame.builder)
-        inner = frame.inside(builder)
-        inner.once = self._once(statement.body)
-        if statement.index is not None:
-            inner.names[statement.index.text] = Fraction(i)
-        arguments = tuple(Value(frame.tensor(n).type, n) for n in carried)
-        inner.names.update(zip(carried, arguments, strict=True))
-        self._statements(statement.body, inner)
-        results: list[Value] = []
-        for name, before in zip(carried, arguments, strict=True):
-            after = inner.names[name]
-            if not isinstance(after, Value):
-                if not isinstance(after, Poison):
-                    title = f"`{name}` is a tensor before `{statement.name.text}`, and no longer at its end"
-                    frame.report("DSK0206", title, statement.name.span, f"it becomes {describe(after)}")
-                frame.names[name] = POISON
-                return None, {}
-            if [a.size for a in after.type.axes] != [a.size for a in before.type.axes]:
-                title = f"`{name}` changes its shape from one of `{statement.name.text}` to the next"
-                frame.report("DSK0206", title, statement.name.span, f"{before.type} becomes {after.type}")
-                return None, {}
-            results.append(after)
-        return builder.region(arguments, tuple(results)), dict(builder.losses)
-
-
-def _with_losses(region: Region, found: dict[str, Value], names: tuple[str, ...], span: Span) -> Region:
-    """The region handing up every loss of the repeat: zero for one that this variant does not have."""
-    ops = list(region.ops)
-    values: list[Value] = []
-    for name in names:
-        if name not in found:
-            zero = Constant(0.0)
-            result = Value(zero.infer()[0], name)
-            ops.append(Op(zero, (), (result,), span))
-            found = {**found, name: result}
-        values.append(found[name])
-    return Region(region.arguments, tuple(ops), (*region.results, *values))
-
-
-def _named(value: Bound, name: str) -> Bound:
-    """Gives a fresh tensor its name in the spec. Values are frozen once their graph is built; this builds it."""
-    if isinstance(value, Value) and value.name is None:
-        object.__setattr__(value, "name", name)
-    return value
-
-
-def _head(span: Span) -> Span:
-    return Span(span.source, span.start, span.start + len(span.text.split("\n")[0].rstrip(" {")))
-
-
-def _walk(node: s.Node | None) -> Iterator[s.Node]:
-    if node is None:
-        return
-    yield node
-    for name in node.fields:
-        child = getattr(node, name)
-        if isinstance(child, s.Node):
-            yield from _walk(child)
-        elif isinstance(child, tuple):
-            for item in child:
-                if isinstance(item, s.Node):
-                    yield from _walk(item)
-
-
-def _assigned(node: s.Node) -> list[str]:
-    """Names that statements in here bind, in order."""
-    names: dict[str, None] = {}
-    for found in _walk(node):
-        if isinstance(found, s.Assign):
-            names.update((target.text, None) for target in found.targets)
-        elif isinstance(found, s.Residual):
-            names[found.target.text] = None
-        elif isinstance(found, s.Bad):
-            names.update((name, None) for name in found.names)
-    return list(names)
-
-
-def _bound_once(body: s.Body) -> frozenset[str]:
-    """Names that a body binds with one statement only: their call's weights may take the name."""
-    count: Counter[str] = Counter()
-    for node in _walk(body):
-        if isinstance(node, s.Assign):
-            count.update(target.text for target in node.targets)
-        elif isinstance(node, s.Residual):
-            count[node.target.text] += 1
-    return frozenset(name for name, times in count.items() if times == 1)
-
-
-def _mentions(node: s.Node, name: str) -> bool:
-    return any(isinstance(found, s.Path) and found.parts[0].text == name for found in _walk(node))

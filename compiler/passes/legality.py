@@ -17,24 +17,24 @@ from ..recipe import PlanRecipe, TrainRecipe
 from ..sections import MESH_AXES, SHARDABLE
 
 
-def plan_device(section: SectionSource, problems: Diagnostics) -> tuple[str, int] | None:
-    """The device that a section names and how many of it: `512 * h100_80gb`."""
+def plan_device(section: SectionSource, problems: Diagnostics) -> tuple[str | None, int]:
+    """The device that a section names and how many of it: `512 * h100_80gb`. A number that was reported is 0."""
     node = section.device
     if node is None:
-        return None
+        return None, 1
     count, name = 1, node
     if isinstance(node, s.Binary) and node.operator == "*" and isinstance(node.left, s.Number):
         value = node.left.value
         if value.denominator != 1 or value < 1:
             problems.add(Diagnostic("DSK0131", "a number of devices is whole and at least 1", node.left.span))
-            return None
+            return None, 0
         count, name = int(value), node.right
     if not isinstance(name, s.Path) or name.text not in DEVICES:
         text = name.span.text
         near = did_you_mean(text, DEVICES)
         label = f"did you mean `{near}`?" if near else f"known are {', '.join(DEVICES)}"
         problems.add(Diagnostic("DSK0211", f"no device is called `{text}`", name.span, label))
-        return None
+        return None, count
     return name.text, count
 
 
@@ -43,7 +43,8 @@ def check_plan(
 ) -> None:
     """Reports what cannot run: ranks that do not make the devices, dims that do not divide."""
     mesh = dict(plan.mesh)
-    _check_ranks(section, plan, mesh, problems)
+    if plan.devices:
+        _check_ranks(section, plan, mesh, problems)
     if graph is not None:
         _check_shards(section, plan, mesh, graph, problems)
     if train is not None:
@@ -54,13 +55,16 @@ def _check_ranks(section: SectionSource, plan: PlanRecipe, mesh: dict[str, int],
     # ep is folded over dp, cp and tp: it has no ranks of its own
     sizes = [(axis, n) for axis, n in mesh.items() if axis != "ep"]
     ranks = prod(n for _, n in sizes)
-    if not mesh or ranks == plan.devices:
+    if not mesh or ranks == plan.devices or section.unread & {"", "mesh"}:
         return
     spelled = " × ".join(str(n) for _, n in sizes)
     span = section.sections.get("mesh") or section.item.name.span
     title = "the mesh does not have as many ranks as the plan has devices"
     label = f"{spelled} is {ranks} and not {plan.devices}" if len(sizes) > 1 else f"{ranks} and not {plan.devices}"
-    problems.add(Diagnostic("DSK0210", title, span, label))
+    marks: tuple[Mark, ...] = ()
+    if section.device is not None and section.device.span.source is span.source:
+        marks = (Mark(section.device.span, f"{plan.devices} device{'s' * (plan.devices != 1)}"),)
+    problems.add(Diagnostic("DSK0210", title, span, label, marks))
 
 
 def _check_shards(
@@ -69,6 +73,7 @@ def _check_shards(
     dims = {dim.name: dim for dim in graph.dims}
     data = {str(axis.size) for value in graph.body.arguments for axis in value.type.axes}
     uneven: dict[str, list[tuple[s.Placement, DimInfo]]] = {}
+    absent: set[str] = set()
     for placement, _ in section.placements:
         what, axis = placement.key.text, placement.target.span.text.strip()
         if axis not in MESH_AXES:
@@ -77,6 +82,9 @@ def _check_shards(
             problems.add(Diagnostic("DSK0212", f"no mesh axis is called `{axis}`", placement.target.span, label))
             continue
         if axis not in mesh:
+            if axis in absent or section.unread & {"", "mesh"}:
+                continue
+            absent.add(axis)
             help_ = (("help", f"give `mesh` a size for it: `mesh {{ {axis} = ... }}`"),)
             title = f"the mesh of this plan has no `{axis}`"
             problems.add(Diagnostic("DSK0212", title, placement.target.span, notes=help_))

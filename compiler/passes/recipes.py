@@ -100,6 +100,7 @@ class _Reader:
         self.problems = problems
         self.evaluator = Evaluator(self._call)
         self.binder = Binder(self.evaluator)
+        self.unknown: set[tuple[str, str]] = set()  # names that were reported, with what they should have been
 
     def _call(self, node: s.Call, frame: Frame, hint: str | None, consumer: str | None) -> Expressed:
         frame.report("DSK0126", f"`{node.callee.text}(...)` does not go here", node.span)
@@ -138,18 +139,18 @@ class _Reader:
     def plan(self, section: SectionSource, trains: dict[str, TrainRecipe]) -> PlanRecipe | None:
         assert section.target is not None
         train = trains.get(section.target.text)
-        if section.target.text not in self.program.trains:
+        if section.target.text not in self.program.trains and not section.scope.may_have(section.target.text):
             self._unknown(section.target, "train", list(self.program.trains))
         graph = self.graphs.get(train.model) if train else None
         values = self._values(section, PLAN_KEYS, graph)
-        device = plan_device(section, self.problems)
+        device, devices = plan_device(section, self.problems)
         mesh = tuple((k[5:], int(v)) for k, v in values.items() if k.startswith("mesh.") and isinstance(v, Fraction))
         shards = tuple((p.key.text, _target(p)) for p, _ in section.placements)
         plan = PlanRecipe(
             name=section.name,
             train=section.target.text,
-            device=device[0] if device else None,
-            devices=device[1] if device else 1,
+            device=device,
+            devices=devices,
             mesh=mesh,
             shards=shards,
             schedule=_record(values, "pipeline.schedule"),
@@ -164,13 +165,13 @@ class _Reader:
     def serve(self, section: SectionSource) -> ServeRecipe | None:
         graph = self._graph(section)
         values = self._values(section, SERVE_KEYS, graph)
-        device = plan_device(section, self.problems)
+        device, _ = plan_device(section, self.problems)
         if graph is None:
             return None
         return ServeRecipe(
             name=section.name,
             model=graph.name,
-            device=device[0] if device else None,
+            device=device,
             weights=str(values.get("precision.weights") or "bf16"),
             compute=str(values.get("precision.compute") or "bf16"),
             cache=_record(values, "cache"),
@@ -185,7 +186,7 @@ class _Reader:
         found = section.scope.names.get(name)
         if not isinstance(found, s.Model | s.DerivedModel):
             names = [n for n, d in section.scope.names.items() if isinstance(d, s.Model | s.DerivedModel)]
-            if not section.scope.broken:
+            if not section.scope.may_have(name):
                 self._unknown(section.target, "model", names)
             return None
         return self.graphs.get(name)
@@ -193,17 +194,27 @@ class _Reader:
     def _unknown(self, name: s.Name, what: str, names: list[str]) -> None:
         near = did_you_mean(name.text, names)
         label = f"did you mean `{near}`?" if near else (f"there are {', '.join(names)}" if names else "")
-        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label)
+        if (what, name.text) in self.unknown:
+            return
+        self.unknown.add((what, name.text))
+        place = self.program.scope.spans.get(near or "")
+        marks = (Mark(place, f"`{near}` is this"),) if place and place.source is name.span.source else ()
+        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, marks)
 
     def _values(
         self, section: SectionSource, table: dict[str, Parameter], graph: Graph | None, extra: tuple[str, ...] = ()
     ) -> dict[str, Expressed]:
         values: dict[str, Expressed] = {}
+        unknown: set[str] = set()
         for key, said in section.settings.items():
             if key in extra or (key.startswith("batch.") and key[6:7].isupper()):
                 continue
             if key not in table:
-                self._unknown_key(key, said, table, extra, section)
+                head = key.split(".")[0]
+                known = any(name.split(".")[0] == head for name in (*table, *extra))
+                if known or head not in unknown:  # a section that is not known is reported once
+                    self._unknown_key(key, said, table, extra, section)
+                unknown.add(head)
                 continue
             frame = self._frame(said.scope, graph)
             value = self.binder.value(table[key], said.value, frame)
@@ -235,7 +246,9 @@ class _Reader:
         else:
             last, near, where, options = head, did_you_mean(head, sorted(heads)), f"a {word}", sorted(heads)
         label = f"did you mean `{near}`?" if near else f"it has {', '.join(options)}"
-        self._report("DSK0170", f"{where} has no key `{last}`", said.key.span, label)
+        section.unread.add(near or "")  # which was most likely meant
+        span = section.sections.get(head, said.key.span) if last == head else said.key.span
+        self._report("DSK0170", f"{where} has no key `{last}`", span, label)
 
     def _patched(self, parameter: Parameter, value: Expressed, said: Said) -> Expressed:
         if not isinstance(value, Record):
@@ -305,6 +318,9 @@ class _Reader:
         near = did_you_mean(text, names)
         label = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
         span = node.callee.span if isinstance(node, s.Call) else node.span
+        if ("loss", text) in self.unknown:
+            return False
+        self.unknown.add(("loss", text))
         self._report("DSK0173", f"`{text}` is no loss of `{graph.name}`", span, label)
         return False
 

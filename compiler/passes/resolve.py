@@ -10,7 +10,7 @@ from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Mark
 from dskc.dsl.parser import parse, parse_entry
 from dskc.dsl.source import Source, Span, read_source
-from dskc.dsl.suggest import did_you_mean
+from dskc.dsl.suggest import did_you_mean, looks_like
 
 from ..program import Definition, ModelSource, Override, Program, Said, Scope, SectionSource
 from ..sections import PLACEMENTS
@@ -32,6 +32,7 @@ class _Resolver:
         self.scopes: dict[Path, Scope] = {}
         self.loading: list[Path] = []
         self.sources: list[Source] = []
+        self.unknown: set[tuple[str, str]] = set()  # names that were reported, with what they should have been
 
     def program(self, source: Source, path: Path, settings: tuple[str, ...]) -> Program:
         scope, tree = self._load(source, path.resolve(), library=False)
@@ -49,7 +50,7 @@ class _Resolver:
         self.loading.append(path)
         tree = parse(source, self.problems)
         lost = not tree.items or any(isinstance(item, s.Bad) for item in tree.items)
-        scope = Scope(source, library, broken=lost and not tree.complete)
+        scope = Scope(source, library, broken=(lost and not tree.complete) or tree.unsure)
         self.scopes[path] = scope
         self._edition(tree)
         for item in tree.items:
@@ -66,27 +67,40 @@ class _Resolver:
             if first.number.value != EDITION:
                 title = f"edition {first.number.text} is not one that this compiler knows"
                 self._report("DSK0002", title, first.number.span, f"the newest is {EDITION}")
-        elif tree.complete:
+        elif tree.complete and not any(isinstance(item, s.Edition) for item in tree.items):
             at = first.span if first else Span(tree.source, 0, 0)
             place = Span(tree.source, at.start, min(at.end, at.start + len(at.text.split("\n")[0])))
             self._report("DSK0002", "a spec opens with its edition", place, f"write `dsk {EDITION}` above this")
+        for item in tree.items[1:]:
+            if isinstance(item, s.Edition):
+                self._report("DSK0002", "a spec says its edition once, in its first line", item.span)
 
     def _define(self, item: s.Item, scope: Scope) -> None:
         if isinstance(item, s.Edition | s.Use | s.Bad):
             return
         name = item.name.text
-        if name in scope.spans and scope.owners.get(name) is scope:
-            self._report(
-                "DSK0102",
-                f"`{name}` is defined twice",
-                item.name.span,
-                "again here",
-                marks=(Mark(scope.spans[name], "first here"),),
-            )
+        if name in scope.spans:
+            first = "first here" if scope.owners.get(name) is scope else "imported here"
+            self._defined_twice(item.name, scope.spans[name], first)
             return
+        if isinstance(item, s.Model | s.Block | s.ExternBlock):
+            self._parameters(item)
         scope.names[name] = BlockDefinition(item, scope) if isinstance(item, s.Block | s.ExternBlock) else item
         scope.owners[name] = scope
         scope.spans[name] = item.name.span
+
+    def _defined_twice(self, name: s.Name, before: Span, first: str = "first here") -> None:
+        self._report("DSK0102", f"`{name.text}` is defined twice", name.span, "again here", (Mark(before, first),))
+
+    def _parameters(self, item: s.Model | s.Block | s.ExternBlock) -> None:
+        """Parameters have names of their own, and so have a model's results."""
+        names = [param.name for param in item.params]
+        names += [result.name for result in item.results] if isinstance(item, s.Model) else []
+        seen: dict[str, Span] = {}
+        for name in names:
+            if name.text in seen:
+                self._defined_twice(name, seen[name.text])
+            seen.setdefault(name.text, name.span)
 
     def _use(self, use: s.Use, scope: Scope, path: Path) -> None:
         other: Scope | None = None
@@ -94,32 +108,53 @@ class _Resolver:
         if isinstance(use.library, s.String):
             other = self._file(use.library, path)
             if other is None:
-                scope.broken = True
+                scope.lost.update(name.text for name in use.names)
                 return
-        elif use.library.text == "std":
-            index = library_index()
         else:
-            scope.broken = True
+            library = use.library.text
             label = 'the library is `std`; a file of your own is named in quotes, `use "blocks.dsk" { ... }`'
-            self._report("DSK0103", f"there is no library `{use.library.text}`", use.library.span, label)
-            return
+            if library != "std":
+                meant = did_you_mean(library, ("std",)) is not None
+                label = "did you mean `std`?" if meant else label
+                if not scope.broken:
+                    self._report("DSK0103", f"there is no library `{library}`", use.library.span, label)
+                if not (meant or scope.broken):
+                    scope.lost.update(name.text for name in use.names)
+                    return
+            index = library_index()
         for name in use.names:
-            owner = self._library_file(index[name.text]) if name.text in index else other
-            if owner is None or name.text not in owner.names:
-                if owner is None or not owner.broken:
-                    self._not_there(name, list(index if other is None else other.names), use)
-                scope.broken = True
-                continue
-            scope.names[name.text] = owner.names[name.text]
-            scope.owners[name.text] = owner.owners.get(name.text, owner)
-            scope.spans[name.text] = name.span
+            self._import(name, use, index, other, scope)
 
-    def _not_there(self, name: s.Name, names: list[str], use: s.Use) -> None:
+    def _import(self, name: s.Name, use: s.Use, index: dict[str, Path], other: Scope | None, scope: Scope) -> None:
+        asked = name.text
+        owner = self._library_file(index[asked]) if asked in index else other
+        if owner is None or asked not in owner.names:
+            near = None
+            known = list(index if other is None else other.names)
+            if owner is None or not (owner.broken or owner.lost):
+                near = self._not_there(name, known, use)
+            if near is None:
+                scope.lost.add(asked)
+                return
+            scope.lost.update(other_name for other_name in known if looks_like(name.text, other_name))
+            asked = near  # the rest of the file most likely calls it so
+            owner = self._library_file(index[near]) if near in index else other
+        assert owner is not None
+        before = scope.names.get(asked)
+        if before is not None and before is not owner.names[asked]:
+            self._defined_twice(name, scope.spans[asked])
+        scope.names[asked] = owner.names[asked]
+        scope.owners[asked] = owner.owners.get(asked, owner)
+        scope.spans[asked] = name.span
+
+    def _not_there(self, name: s.Name, names: list[str], use: s.Use) -> str | None:
+        """Reports a name that a file lacks; the one that was probably meant."""
         where = "std" if isinstance(use.library, s.Name) else f'"{use.library.value}"'
         near = did_you_mean(name.text, names)
         label = f"did you mean `{near}`?" if near else ""
         notes = () if near or not names else (("help", f"it has {', '.join(sorted(names))}"),)
         self._report("DSK0104", f"{where} defines no `{name.text}`", name.span, label, notes=notes)
+        return near
 
     def _library_file(self, path: Path) -> Scope:
         if path not in self.scopes:
@@ -140,7 +175,8 @@ class _Resolver:
             source = replace(read_source(path, shown), library=library)
         except DiagnosticError as error:
             for found in error.diagnostics:
-                self.problems.add(replace(found, span=name.span, label=""))
+                marks = (Mark(found.span, found.label),) if found.span.source.text else ()
+                self.problems.add(replace(found, span=name.span, label="", marks=marks))
             return None
         return self._load(source, path, library)[0]
 
@@ -163,7 +199,7 @@ class _Resolver:
             model = ModelSource(item.name, item, scope, item.doc)
             for statement in item.body.statements:
                 if isinstance(statement, s.Weights):
-                    model.weights, model.weights_scope = statement.names, scope
+                    self._weights(statement, model, scope)
             return model
         found = self.find(item.base, scope, (s.Model, s.DerivedModel), "model")
         if found is None:
@@ -184,6 +220,7 @@ class _Resolver:
     def _override(self, statement: s.Statement, model: ModelSource, scope: Scope) -> None:
         if isinstance(statement, s.Dims):
             for entry in statement.section.entries:
+                model.altered = model.altered or isinstance(entry, s.Bad)
                 if isinstance(entry, s.Setting):
                     model.overrides.append(Override("dim", entry.key.text, None, entry.value, scope, entry.span))
         elif isinstance(statement, s.RepeatOverride):
@@ -200,8 +237,10 @@ class _Resolver:
         elif isinstance(statement, s.Require):
             model.requires.append((statement, scope))
         elif isinstance(statement, s.Weights):
-            model.weights, model.weights_scope = statement.names, scope
-        elif not isinstance(statement, s.Bad):
+            self._weights(statement, model, scope)
+        elif isinstance(statement, s.Bad):
+            model.altered = True  # what it requires may hold of what it was meant to be
+        else:
             self._report(
                 "DSK0142",
                 "a model that comes from another holds overrides only",
@@ -209,6 +248,12 @@ class _Resolver:
                 "not a statement of its own",
                 notes=(("help", "overrides are `dims { ... }`, `repeat NAME COUNT`, `path.of.call(option: value)`"),),
             )
+
+    def _weights(self, said: s.Weights, model: ModelSource, scope: Scope) -> None:
+        if model.weights and model.weights_at is not None and model.weights_scope is scope:
+            marks = (Mark(model.weights_at, "first here"),)
+            self._report("DSK0108", "`weights` is said twice", said.span, "again here", marks)
+        model.weights, model.weights_scope, model.weights_at = said.names, scope, said.span
 
     def _section(self, item: s.Train | s.Plan | s.Serve, scope: Scope, into: dict[str, SectionSource]) -> None:
         section = self.section(item, scope)
@@ -250,6 +295,7 @@ class _Resolver:
         said_here: dict[str, Span] = {}
         for entry in body.entries:
             if isinstance(entry, s.Bad):
+                into.unread.add(prefix.removesuffix("."))
                 continue
             key = f"{prefix}{entry.key.text}"
             if isinstance(entry, s.Placement):
@@ -269,18 +315,25 @@ class _Resolver:
                 self._patch(key, entry.key, entry.arguments, into, scope)
 
     def _placement(self, entry: s.Placement, prefix: str, into: SectionSource, scope: Scope) -> None:
+        """Takes a placement in. One elsewhere is reported, or once for the section whose name is nearly right."""
         if isinstance(into.item, s.Plan) and prefix == f"{PLACEMENTS}.":
             into.placements.append((entry, scope))
             return
         text = " ".join(entry.span.text.split())
         label = f"it goes into a plan: `{PLACEMENTS} {{ {text} }}`"
+        name = prefix.removesuffix(".")
+        if name in into.sections and isinstance(into.item, s.Plan) and looks_like(name, PLACEMENTS):
+            title, label = f"a plan has no key `{name}`", f"did you mean `{PLACEMENTS}`?"
+            self._report("DSK0170", title, into.sections[name], label)
+            return
         self._report("DSK0170", f"`{text}` does not stand in `{PLACEMENTS}`", entry.span, label)
 
     def _patch(
         self, key: str, at: s.Path, arguments: tuple[s.Argument, ...], into: SectionSource, scope: Scope
     ) -> None:
         if key not in into.settings:
-            label = "nothing of this name is inherited"
+            near = did_you_mean(key, into.settings)
+            label = f"did you mean `{near}`?" if near else "nothing of this name is inherited"
             self._report("DSK0141", f"there is no `{key}` to change", at.span, label)
             return
         said = into.settings[key]
@@ -291,14 +344,23 @@ class _Resolver:
         found = scope.names.get(name.text)
         if found is not None and isinstance(found, kinds):
             return found, scope.owners[name.text]
-        if found is None and scope.broken:
+        if found is None and (scope.may_have(name.text) or (what, name.text) in self.unknown):
             return None
+        self.unknown.add((what, name.text))
         candidates = [n for n, d in scope.names.items() if isinstance(d, kinds)]
         near = did_you_mean(name.text, candidates)
         label = f"did you mean `{near}`?" if near else ""
         notes = () if near or not candidates else (("help", f"there are {', '.join(candidates)}"),)
-        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, notes=notes)
+        marks = self._defined(near, scope, name.span)
+        self._report("DSK0101", f"no {what} is called `{name.text}`", name.span, label, marks, notes)
         return None
+
+    def _defined(self, name: str | None, scope: Scope, seen_from: Span) -> tuple[Mark, ...]:
+        """Where a suggested name is defined, when that is elsewhere in the file."""
+        place = scope.spans.get(name or "")
+        if place is None or place.source is not seen_from.source or place.line == seen_from.line:
+            return ()
+        return (Mark(place, f"`{name}` is this"),)
 
     # --- --set
 

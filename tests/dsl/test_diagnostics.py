@@ -333,10 +333,11 @@ def test_github() -> None:
     diagnostic = Diagnostic("DSK0101", "100% wrong", source.span(0, 5), "a, b: c", notes=(("help", "one\ntwo"),))
     assert to_github([diagnostic]) == (
         "::error file=a%2Cb%3Ac.dsk,line=1,endLine=1,col=1,endColumn=5,title=DSK0101"
-        "::100%25 wrong%0Aa, b: c%0Ahelp: one%0Atwo"
+        "::100%25 wrong%0Aa, b: c%0Ahelp: one%0Atwo\n"
     )
     spread = Diagnostic("DSK0101", "w", source.span(0, 10), severity="warning")
-    assert to_github([spread]) == "::warning file=a%2Cb%3Ac.dsk,line=1,endLine=2,title=DSK0101::w"
+    assert to_github([spread]) == "::warning file=a%2Cb%3Ac.dsk,line=1,endLine=2,title=DSK0101::w\n"
+    assert to_github([diagnostic, spread]).count("\n") == 2 and to_github([]) == ""
 
 
 @st.composite

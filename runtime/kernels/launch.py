@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-TILE = 4096  # elements that one program works on at a time
+TILE = 1024  # elements that one program works on at a time, unless a row has more
 FLAT_BLOCK = 2048
 WIDE_BLOCK = 4096  # columns of a block where a row takes several
 PROGRAMS = 2  # of a kernel that sums over rows, on each multiprocessor
@@ -168,8 +168,8 @@ def _stride(tensor: Tensor) -> int | None:
 
 
 def _warps(elements: int) -> int:
-    """Enough that each thread has 16 elements, as far as a program can have so many."""
-    return max(1, min(16, elements // 512))
+    """Enough that each thread has 8 elements, as far as a program can have so many."""
+    return max(1, min(16, elements // 256))
 
 
 def _programs(device: torch.device) -> int:

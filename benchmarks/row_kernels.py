@@ -2,8 +2,8 @@
 
     python benchmarks/row_kernels.py [--write]
 
-Medians of `triton.testing.do_bench`; every row counts the bytes that must move: each input read once, each output
-written once. `--write` keeps them in benchmarks/results/.
+Medians of replayed CUDA graphs, so that it is the GPU's time and not Python's (`triton.testing.do_bench` empties the
+cache before each); every row counts the bytes that must move: each input read once, each output written once. `--write` keeps them in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -33,6 +33,20 @@ Function = Callable[..., object]
 def median(run: Function) -> float:
     """Milliseconds."""
     return float(triton.testing.do_bench(run, warmup=50, rep=200, return_mode="median"))
+
+
+def replayed(run: Function) -> float:
+    """Milliseconds of what `run` has the GPU do, without what launching it takes."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return median(graph.replay)
 
 
 def copy_rate() -> float:
@@ -69,8 +83,8 @@ class Table:
         results = [y for y in (made if isinstance(made, tuple) else (made,)) if y.requires_grad]
         directions = [torch.randn_like(y) for y in results]
         wanted = [x for x in inputs if x.requires_grad]
-        forward = median(lambda: run(*inputs))
-        backward = median(lambda: torch.autograd.grad(results, wanted, directions, retain_graph=True))
+        forward = replayed(lambda: run(*inputs))
+        backward = replayed(lambda: torch.autograd.grad(results, wanted, directions, retain_graph=True))
         self.add(what, who, forward, backward, moved)
 
 

@@ -1,9 +1,9 @@
 """Row kernels of deepseek_7b on this GPU, beside torch.compile and Liger: time, rate, share of the copy rate.
 
-    python benchmarks/row_kernels.py [--write]
+    python benchmarks/row_kernels.py [--write FILE]
 
 Medians of replayed CUDA graphs, so that it is the GPU's time and not Python's (`triton.testing.do_bench` empties the
-cache before each); every row counts the bytes that must move: each input read once, each output written once. `--write` keeps them in benchmarks/results/.
+cache before each); every row counts the bytes that must move: each input read once, each output written once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,16 +38,20 @@ def median(run: Function) -> float:
 
 def replayed(run: Function) -> float:
     """Milliseconds of what `run` has the GPU do, without what launching it takes."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(captured()):
         for _ in range(3):
             run()
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=captured()):
         run()
     return median(graph.replay)
+
+
+@cache
+def captured() -> torch.cuda.Stream:
+    """The stream that graphs are captured on: what backward runs on is where forward ran."""
+    return torch.cuda.Stream()
 
 
 def copy_rate() -> float:
@@ -79,7 +84,10 @@ class Table:
     def measure(
         self, what: str, who: str, run: Function, inputs: tuple[Tensor, ...], moved: tuple[float, float]
     ) -> None:
-        made = run(*inputs)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(captured()):
+            made = run(*inputs)
+        torch.cuda.synchronize()
         results = [y for y in (made if isinstance(made, tuple) else (made,)) if y.requires_grad]
         directions = [torch.randn_like(y) for y in results]
         wanted = [x for x in inputs if x.requires_grad]

@@ -122,7 +122,8 @@ class KernelBody:
         for c in (*widths_of(kernel), *columns):
             names.append(c.name if c.size is None else f"{c.name}: tl.constexpr")
         names += ["BLOCK_N: tl.constexpr", *(f"BLOCK_{c.name}: tl.constexpr" for c in columns)]
-        return (*names, "WIDE: tl.constexpr")
+        stages = ("STAGES: tl.constexpr",) if any(store.summed for store in kernel.stores) else ()
+        return (*names, *stages, "WIDE: tl.constexpr")
 
     # --- forms
 
@@ -143,7 +144,7 @@ class KernelBody:
             for store in summed:
                 for name, part in zip(self._sums(store), store.tensor.parts, strict=True):
                     self._line(f"{name} = tl.zeros((1, BLOCK_{part.columns.name}), WIDE)")
-        self._line("for block in range(program, tl.cdiv(N, BLOCK_N), tl.num_programs(0)):")
+        self._line("for block in tl.range(program, tl.cdiv(N, BLOCK_N), tl.num_programs(0), num_stages=STAGES):")
         self.indent += "    "
         self._line("row_N = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]")
         self._rows()
@@ -189,8 +190,8 @@ class KernelBody:
             self._narrow([n.operands[0] for n in now])
             for columns in dict.fromkeys(n.operands[0].columns for n in now):
                 assert columns is not None
-                here = [n for n in now if n.operands[0].columns == columns]
-                self._reduce(columns, here, {most: total for total, most in online.items() if most in here})
+                nodes = [n for n in now if n.operands[0].columns == columns]
+                self._reduce(columns, nodes, {most: total for total, most in online.items() if most in nodes})
         wide = [(s, i) for s in self.kernel.stores for i in range(len(s.values)) if s.tensor.parts]
         self._narrow([v for store in self.kernel.stores for v in store.values])
         for columns in dict.fromkeys(s.tensor.parts[i].columns for s, i in wide):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from dskc.dsl.source import Span
+
 from ..ir import FLOATING, DType, Graph, Op, Region, TensorType, Value, walk
 from ..ops.arrange import Gather
 from ..ops.base import RowOperation
@@ -52,10 +54,11 @@ class _Fuser:
     graph: Graph
     fixed: frozenset[Value]
     weights: dict[Value, Op]
+    blocks: dict[Span, str] = field(default_factory=dict)  # where operations of blocks without weights come from
 
     def region(self, region: Region) -> Region:
         ops = [self._within(op) for op in region.ops]
-        region = _inline(Region(region.arguments, tuple(ops), region.results))
+        region = _inline(Region(region.arguments, tuple(ops), region.results), self.blocks)
         groups = _Groups(region.ops, self.graph.sizes)
         for i in range(len(region.ops)):
             groups.place(i)
@@ -89,7 +92,7 @@ class _Fuser:
             made.append(Op(op.attributes, tuple(inner[v] for v in op.operands), copies, op.span))
             inner.update(zip(op.results, copies, strict=True))
         body = Region(tuple(inner[v] for v in given), tuple(made), tuple(inner[v] for v in results))
-        name = kernel_name(ops)
+        name = kernel_name(ops, self.blocks)
         fixed = frozenset(inner[v] for v in given if v in self.fixed)
         program = build(name, body, names, labels, self.graph.sizes, fixed)
         made_by = {v: op for op in ops for v in op.results}
@@ -125,8 +128,8 @@ def _seen(op: Op) -> Iterator[Value]:
 # --- blocks without weights
 
 
-def _inline(region: Region) -> Region:
-    """The region with the bodies of blocks that hold nothing but row operations in their place."""
+def _inline(region: Region, blocks: dict[Span, str]) -> Region:
+    """The region with blocks that hold nothing but row operations replaced by these; `blocks` learns whose they were."""
     new: dict[Value, Value] = {}
     ops: list[Op] = []
     for op in region.ops:
@@ -136,7 +139,9 @@ def _inline(region: Region) -> Region:
             continue
         (body,) = op.regions
         new.update(zip(body.arguments, operands, strict=True))
+        assert isinstance(op.attributes, Block)
         for inner in _flat(body):
+            blocks.setdefault(inner.span, op.attributes.block or op.attributes.path.rsplit(".", 1)[-1])
             ops.append(Op(inner.attributes, tuple(new.get(v, v) for v in inner.operands), inner.results, inner.span))
         new.update((outer, new.get(v, v)) for outer, v in zip(op.results, body.results, strict=True))
         # What the block's result is called outside is what it is called.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from dskc.dsl.source import Span
+
 from ..ir import Op, Value
 from ..ops.arrange import Gather
 from ..ops.base import Operation
@@ -24,9 +28,12 @@ TAKEN = frozenset({"seed", "program", "block", "start", "place", "mask", "row", 
 SHADOWED = frozenset({"tanh", "round_even", "top_k", "gather", "scatter"})  # helpers within kernels
 
 
-def kernel_name(ops: list[Op]) -> str:
-    """After what is done, in order: `add_rms_norm`, `swiglu`, `softmax_top_k_normalize`."""
-    words = [op.kind for op in ops if not isinstance(op.attributes, Gather)]
+def kernel_name(ops: list[Op], blocks: Mapping[Span, str]) -> str:
+    """After what is done, in order: `add_rms_norm`, `swiglu`, `softmax_top_k_normalize`.
+
+    blocks: of which block an operation is that stood in one; what is a block's has its name.
+    """
+    words = [blocks.get(op.span, op.kind) for op in ops if not isinstance(op.attributes, Gather)]
     for chain, name in NAMED:
         for i in range(len(words) - len(chain) + 1):
             if tuple(words[i : i + len(chain)]) == chain:

@@ -18,7 +18,8 @@ from torch import Tensor
 TILE = 1024  # elements that one program works on at a time, unless a row has more
 FLAT_BLOCK = 2048
 WIDE_BLOCK = 4096  # columns of a block where a row takes several
-PROGRAMS = 2  # of a kernel that sums over rows, on each multiprocessor
+STAGES = 4  # rows on their way at once in a kernel that sums over rows,
+STAGED_BYTES = 160 << 10  # as far as they fit in shared memory
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,14 @@ def plan(what: Launch, shape: Shape, layouts: Sequence[Layout], tensors: Sequenc
     widest = max(blocks, default=1)
     block_rows = max(1, min(triton.next_power_of_2(rows), TILE // widest))
     grid = 0 if any(shape.sizes[c] == 0 for c in what.columns) else triton.cdiv(rows, block_rows)
+    stages: tuple[int, ...] = ()
     if what.sums:
-        grid = min(grid, _programs(tensors[0].device))
+        staged = block_rows * widest * sum(t.element_size() for t, kind in zip(tensors, layouts, strict=True)
+                                           if isinstance(kind, Rows | Part))  # fmt: skip
+        stages = (max(1, min(STAGES, STAGED_BYTES // max(1, staged))),)
+        grid = min(grid, _programs(tensors[0].device) * (1 if stages[0] > 2 else 2))
     sizes = (shape.sizes[name] for name in what.sizes)
-    numbers = (rows, *sizes, block_rows, *blocks, wide)
+    numbers = (rows, *sizes, block_rows, *blocks, *stages, wide)
     return Plan((grid,), numbers, (*strides, *parts), _warps(block_rows * widest), tuple(copied))
 
 
@@ -151,7 +156,19 @@ def launch(plan: Plan, what: Launch, reads: Sequence[Tensor], writes: list[Tenso
         given = writes if not partial else [partial.get(i, t) for i, t in enumerate(writes)]
         what.kernel[plan.grid](*reads, *given, *plan.strides, *extra, *plan.numbers, num_warps=plan.warps)  # type: ignore[index]
     for i, rows in partial.items():
-        writes[i] = rows.sum(0)  # the second stage, in one order
+        writes[i] = sum_programs(rows)
+
+
+def sum_programs(rows: Tensor) -> Tensor:
+    """The second stage: the sums [width] of what each program summed [programs, width], always in one order."""
+    if rows.device.type != "cuda" or not len(rows):
+        return rows.sum(0)
+    from .sum_programs import BLOCK, sum_programs_kernel
+
+    total = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    count, width = rows.shape
+    sum_programs_kernel[(-(-width // BLOCK),)](rows, total, count, width, BLOCK)
+    return total
 
 
 def _stride(tensor: Tensor) -> int | None:
@@ -173,7 +190,8 @@ def _warps(elements: int) -> int:
 
 
 def _programs(device: torch.device) -> int:
-    return PROGRAMS * _multiprocessors(device.index or 0) if device.type == "cuda" else 3
+    """Of a kernel that sums over rows: as many as run at once."""
+    return _multiprocessors(device.index or 0) if device.type == "cuda" else 3
 
 
 @cache

@@ -53,6 +53,9 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/compiler_speed.py
+	@if $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then \
+		$(BIN)/python benchmarks/row_kernels.py && $(BIN)/python benchmarks/train_step.py; \
+	else echo "no GPU here: kernels and training steps are not measured"; fi
 
 gpu-test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m gpu

@@ -129,7 +129,7 @@ def _seen(op: Op) -> Iterator[Value]:
 
 
 def _inline(region: Region, blocks: dict[Span, str]) -> Region:
-    """The region with blocks that hold nothing but row operations replaced by these; `blocks` learns whose they were."""
+    """The region with blocks of nothing but row operations replaced by these; `blocks` learns whose they were."""
     new: dict[Value, Value] = {}
     ops: list[Op] = []
     for op in region.ops:

@@ -8,7 +8,7 @@ BLOCK = 32  # columns of a program: narrow, so that many multiprocessors share a
 
 
 @triton.jit
-def sum_programs_kernel(rows_ptr, total_ptr, P, D, BLOCK_D: tl.constexpr):
+def sum_programs_kernel(rows_ptr, total_ptr, P, D, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
     """The sums [D] over the first axis of rows [P, D]. torch's own takes three times as long for few, wide rows."""
     column_D = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     total_RD = tl.zeros((32, BLOCK_D), rows_ptr.dtype.element_ty)

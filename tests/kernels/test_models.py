@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +15,12 @@ import torch
 from torch import Tensor
 
 from dskc.compiler.compile import compile_spec, write
+from dskc.compiler.passes.memory import memory
+from dskc.compiler.passes.recipes import default_train
+from dskc.compiler.pipeline import lower
 from dskc.runtime.kernels import RowKernel, use_kernels
 
+from ..compiler.test_properties import kept_bytes
 from .conftest import triton_interprets
 from .drawn_programs import kernels
 
@@ -97,6 +102,25 @@ def test_the_fused_model_equals_the_unfused(name: str, tmp_path: Path) -> None:
     assert (ours - theirs).abs() <= tolerance
     for key, gradient in grads.items():
         assert (gradient - expected[key]).norm() <= tolerance * (1 + expected[key].norm()), key
+
+
+@pytest.mark.parametrize("name", ["deepseek_nano", "moe_nano", "qwen3_8b"])
+def test_the_ledger_knows_what_kernels_keep(name: str, tmp_path: Path) -> None:
+    settings = tuple(f"dims.{setting}" for setting in NANO[name])
+    result, _ = compile_spec(ROOT / "specs" / f"{name}.dsk", tmp_path, settings)
+    module = compiled(ROOT / "specs" / f"{name}.dsk", tmp_path, settings)[name]
+    graph, length = lower(result.graphs[name]), 16
+    ledger = memory(graph, replace(default_train(graph, 1), length=length))
+    model = module.Model().train()
+    tokens = torch.randint(0, 96, (1, length))
+    for mode in ("triton", "reference"):
+        with use_kernels(mode):
+            kept = kept_bytes(model, (tokens,))
+        fused = mode == "triton"
+        rest = ledger.rest if fused else ledger.rest_unfused
+        counted = [*((r.count, r.saved if fused else r.unfused) for r in ledger.repeats), (1, rest)]
+        predicted = sum(n * (4 * saved.compute + 4 * saved.fp32 + saved.bytes) for n, saved in counted)
+        assert 0.9 < predicted / kept < 1.1, f"{mode}: the ledger has {predicted / kept:.3f} of what is kept"
 
 
 USER = """dsk 1

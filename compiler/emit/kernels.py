@@ -11,12 +11,13 @@ from ..ir import DType, Graph, Op, Region
 from ..ops.fused import Fused
 from ..passes.fuse import loss_kernel
 from ..recipe import Term
+from ..rows.facts import columns_of, draws, is_flat, is_wide, scalars_of, widths_of
 from ..rows.node import Columns
 from ..rows.program import Gradient, Kernel, Layout, RowProgram, Store, Tensor
 from .classes import return_type, user_site
 from .expression import TORCH_DTYPES, Call
 from .function import Function, Line, suffixed
-from .kernel_body import KernelBody, columns_of, draws, is_flat, is_wide, scalars_of, widths_of
+from .kernel_body import KernelBody
 from .kernel_helpers import HELPERS
 from .names import Names
 from .text import Text, fit, number

@@ -114,7 +114,7 @@ def build(name: str, region: Region, names: Sequence[str], result_names: Sequenc
     results, stores = builder.forward(arguments, result_names)
     differentiable = tuple(
         t for value, t in zip(region.arguments, arguments, strict=True)
-        if t.floating and t.layout is not Layout.PART and value not in fixed
+        if t.floating and value not in fixed
     )  # fmt: skip
     backward = _Backward(name, builder.writing.nodes, arguments, tuple(stores), differentiable)
     kernel, saved, kept, gradients = backward.build()
@@ -362,15 +362,17 @@ class _Backward:
         stores: dict[tuple[object, ...], Store] = {}
         gradients = []
         for tensor, parts in zip(self.differentiable, found, strict=True):
-            summed = tensor.layout is Layout.VECTOR
+            summed, part = tensor.layout is Layout.VECTOR, tensor.layout is Layout.PART
+            # What comes again has its gradient for every row, to be summed over those where it did.
+            layout, dtype = (Layout.ROWS, DType.FP32) if part else (tensor.layout, tensor.dtype)
             key = (parts, tensor.layout, tensor.dtype, tensor.width)
             if key not in stores:
-                made = Tensor(f"grad_{tensor.name}", tensor.layout, tensor.dtype, tensor.width, tensor.parts)
+                made = Tensor(f"grad_{tensor.name}", layout, dtype, tensor.width, tensor.parts)
                 if made.name in {f"grad_{store.tensor.name}" for store in self.stores}:  # the result's of that name
-                    made = Tensor(f"{made.name}_in", tensor.layout, tensor.dtype, tensor.width, tensor.parts)
+                    made = Tensor(f"{made.name}_in", layout, dtype, tensor.width, tensor.parts)
                 stores[key] = Store(made, parts, summed)
-                for part in parts:
-                    self.nodes.hints.setdefault(part, made.name.removesuffix("_in"))
+                for node in parts:
+                    self.nodes.hints.setdefault(node, made.name.removesuffix("_in"))
             gradients.append(Gradient(tensor.name, stores[key].tensor.name))
         return tuple(stores.values()), tuple(gradients)
 

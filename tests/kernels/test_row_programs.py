@@ -8,12 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dskc.compiler.emit import kernel_body
 from dskc.compiler.ir import Graph
 from dskc.compiler.ops.elementwise import Activation, Elementwise, Softmax
 from dskc.compiler.ops.norm import RmsNorm
 from dskc.compiler.ops.routing import TopK
-from dskc.compiler.rows import derive
+from dskc.compiler.rows import derive, facts
 from dskc.runtime.kernels import RowKernel, use_kernels
 
 from .drawn_programs import STEPS, Program, compiled, kernels, programs, tensors
@@ -69,12 +68,12 @@ def compare(kernel: RowKernel, given: tuple[Tensor, ...], dtype: torch.dtype, te
 
 def check(graph: Graph, lead: tuple[int, int], dtype: torch.dtype, seed: int, strided: bool, most: int | None) -> int:
     """Compiles a graph and compares all its kernels; `most` columns in a block, so that others loop."""
-    before = kernel_body.MOST_COLUMNS
-    kernel_body.MOST_COLUMNS = most or before
+    before = facts.MOST_COLUMNS
+    facts.MOST_COLUMNS = most or before
     try:
         text, module = compiled(graph)
     finally:
-        kernel_body.MOST_COLUMNS = before
+        facts.MOST_COLUMNS = before
     count = 0
     kinds = {op.kind for op in graph.body.ops}
     if kinds & {"top_k", "quantize"}:

@@ -126,8 +126,12 @@ def _experts(x_BSD: Tensor, chosen_BSK: Tensor, weight_BSK: Tensor, weight_XFD: 
 OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     **{
         name: (getattr(reference, name), ELEMENTWISE)
-        for name in ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "relu", "softmax")
+        for name in ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "relu", "exp", "softmax")
     },
+    "log": (reference.log, ELEMENTWISE.abs() + 0.1),
+    "sqrt": (reference.sqrt, ELEMENTWISE.abs()),
+    "clamp": (lambda x: reference.clamp(x, -1.0, None), ELEMENTWISE),
+    "quantize": (lambda x: reference.quantize(x, "int8"), ELEMENTWISE),
     "softcap": (lambda x: reference.softcap(x, 3.0), ELEMENTWISE),
     "dropout": (lambda x: reference.dropout(x, 0.1, training=False) + 1, ELEMENTWISE),
     "split": (lambda x: tuple(part + 1 for part in reference.split(x, (3, 4))), ELEMENTWISE),
@@ -150,6 +154,7 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "embed": (reference.embed, TOKENS, _normal(V, D)),
     "unembed": (reference.unembed, _normal(B, S, D), _normal(V, D)),
     "next_token": (reference.next_token, _normal(B, S, V), TOKENS),
+    "token_losses": (lambda x, t: reference.token_losses(x, t, 1e-2, 0.1), _normal(B, S, V), TOKENS),
     "layer_norm": (reference.layer_norm, _normal(B, S, D), _normal(D), _normal(D)),
     "rms_norm": (lambda x, weight: reference.rms_norm(x, weight, offset=1.0), _normal(B, S, D), _normal(D)),
     "rope": (reference.rope, Q, _normal(S, E // 2), _normal(S, E // 2)),

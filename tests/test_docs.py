@@ -170,3 +170,13 @@ def test_links_lead_somewhere() -> None:
             path = base / target if target else base / name
             assert path.exists(), f"{name} links to {target}"
             assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), f"{name}: {target}#{anchor}"
+
+
+def test_the_kernels_page_shows_what_is_generated() -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    kernels = (ROOT / "generated" / "deepseek_nano" / "kernels.py").read_text(encoding="utf-8")
+    excerpts = re.findall(r"```(?:python|text)\n(.*?)```", page, flags=re.DOTALL)
+    shown = [text for text in excerpts if "_ptr" in text or "kept=" in text]
+    assert len(shown) >= 2
+    for text in shown:
+        assert text in kernels, text

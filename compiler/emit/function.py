@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from dskc.dsl.source import Span
 
 from ..ir import Op, Region, TensorType, Value, captures
+from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.experts import Experts
 from ..ops.fused import Fused
@@ -154,7 +155,7 @@ class Function:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
         inline = len(op.results) == 1 and uses[op.result] == 1 and (last or op.result.name is None)
-        inline = inline and not (op.result in self.spelled and isinstance(attributes, Block | Experts))
+        inline = inline and not (op.result in self.spelled and isinstance(attributes, Block | Experts | Attend))
         seen = (*op.operands, *captures(op))
         variables: tuple[Value, ...] = ()
         if inline:

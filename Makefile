@@ -40,7 +40,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/dskc fmt --check $(SPECS) dsl/std/*.dsk compiler/templates/*.dsk
 	$(BIN)/dskc compile --check $(SPECS)
 	$(BIN)/python -m dskc.compiler.manual --check
-	$(BIN)/python -m pytest -m "not exhaustive and not gpu" tests/dsl tests/compiler -x -n 2
+	$(BIN)/python -m pytest -m "not slow and not exhaustive and not gpu" tests/dsl tests/compiler --ignore tests/compiler/commands -x -n 2
 
 generate: $(VENV)/installed
 	$(BIN)/dskc compile $(SPECS)

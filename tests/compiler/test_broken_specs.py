@@ -85,7 +85,7 @@ def answers(text: str) -> None:
 
 
 quick = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-test_broken_specs_are_answered = quick(given(broken())(answers))
+test_broken_specs_are_answered = pytest.mark.slow(quick(given(broken())(answers)))
 test_many_broken_specs_are_answered = pytest.mark.exhaustive(
     settings(quick, max_examples=5000)(given(broken())(answers))
 )

@@ -52,6 +52,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_bytes_under_any_hash_seed_and_in_any_folder(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "specs", tmp_path / "elsewhere" / "specs")
     digests = set()
@@ -111,6 +112,7 @@ assert serve.forward(model, tokens, Cache(1, 4)).shape == (1, 4096)
 """
 
 
+@pytest.mark.slow
 def test_generated_code_runs_without_the_compilers_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ LENGTHS = st.integers(4, 10)
 
 def both(check: Callable[..., None], *drawn: st.SearchStrategy) -> tuple[Callable[..., None], Callable[..., None]]:
     """A property over a few examples, and over many."""
-    return few(given(*drawn)(check)), pytest.mark.exhaustive(many(given(*drawn)(check)))
+    return pytest.mark.slow(few(given(*drawn)(check))), pytest.mark.exhaustive(many(given(*drawn)(check)))
 
 
 def built(drawn: Drawn) -> Small:

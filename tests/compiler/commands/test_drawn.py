@@ -59,7 +59,7 @@ CHANGES = (
 
 
 def both(check: Callable[..., None], *drawn: st.SearchStrategy) -> tuple[Callable[..., None], Callable[..., None]]:
-    return few(given(*drawn)(check)), pytest.mark.exhaustive(many(given(*drawn)(check)))
+    return pytest.mark.slow(few(given(*drawn)(check))), pytest.mark.exhaustive(many(given(*drawn)(check)))
 
 
 def counts_agree(drawn: Drawn) -> None:

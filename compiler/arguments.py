@@ -160,7 +160,7 @@ class Binder:
             return self._word(p, node, frame)
         if p.kind is Kind.RECORD:
             return self._record(p, node, frame)
-        if p.kind is Kind.SIZES and isinstance(node, s.List):
+        if p.kind is Kind.SIZES:  # a dim by itself is a list of one
             axes = self.evaluator.axes(node, frame)
             return POISON if axes is None else tuple(Size(axis) for axis in axes)
         if p.kind is Kind.SIZE and not isinstance(node, s.Path | s.Conditional):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 from dskc.dsl import syntax as s
@@ -12,7 +13,7 @@ from dskc.dsl.suggest import did_you_mean
 from .arguments import Binder
 from .blocks import Blocks, RunBody, called_signature
 from .builder import NameReserved, NameTaken
-from .evaluate import FUNCTIONS, Evaluator, describe, dim_of
+from .evaluate import FUNCTIONS, Evaluator, describe, dim_of, numeric
 from .frame import Frame
 from .ir import Axis, Value
 from .ops.base import ShapeError
@@ -36,7 +37,9 @@ class Calls:
     def call(self, node: s.Call, frame: Frame, hint: str | None, consumer: str | None) -> Expressed:
         name = node.callee.text
         if name not in frame.names:
-            if name in FUNCTIONS:
+            if name in FUNCTIONS or (
+                name == "sqrt" and numeric(node.arguments[0].value if node.arguments else node, frame)
+            ):
                 return self._function(node, frame)
             if name == "window":
                 return self._window(node, frame)
@@ -106,15 +109,26 @@ class Calls:
         if any(isinstance(v, Poison) for v in found):
             return POISON
         name = node.callee.text
-        wanted = 1 if name in ("floor", "ceil") else None
+        wanted = 1 if name in ("floor", "ceil", "sqrt") else None
         values = [v for v in found if isinstance(v, Size | Fraction)]
         if not values or len(values) != (wanted or len(found)) or len(values) != len(found):
             frame.report("DSK0114", f"`{name}` needs {'one number' if wanted else 'numbers'} or dims", node.span)
             return POISON
+        if name == "sqrt":
+            return self._root(node, values[0], frame)
         result = FUNCTIONS[name](*(dim_of(v) for v in values))
         if all(isinstance(v, Fraction) for v in values):
             return result.constant
         return Size(Axis("".join(v.axis.name for v in values if isinstance(v, Size)), result))
+
+    def _root(self, node: s.Call, value: Size | Fraction, frame: Frame) -> Expressed:
+        """The square root of a number, or of a dim that has a value, as floating point has it."""
+        number = self.evaluator.number(value, frame)
+        if number is None or number < 0:
+            what = "negative" if number is not None else f"{describe(value)}, which has no value before data comes"
+            frame.report("DSK0114", "`sqrt` needs a number from 0", node.span, f"this is {what}")
+            return POISON
+        return Fraction(math.sqrt(number))
 
     def _window(self, node: s.Call, frame: Frame) -> Expressed:
         bound = self.binder.bind(_WINDOW, node.arguments, frame, None)

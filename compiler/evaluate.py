@@ -292,6 +292,25 @@ class Evaluator:
         return None
 
 
+def numeric(node: s.Expression, frame: Frame) -> bool:
+    """Whether an expression is one of numbers and dims: `sqrt` of those is a number, and else works on a tensor."""
+    match node:
+        case s.Number() | s.Name():
+            return True
+        case s.Path():
+            return len(node.parts) == 1 and isinstance(frame.names.get(node.text), Fraction | Size)
+        case s.Parenthesized():
+            return numeric(node.inner, frame)
+        case s.Unary():
+            return numeric(node.operand, frame)
+        case s.Binary():
+            return numeric(node.left, frame) and numeric(node.right, frame)
+        case s.Call():
+            known = node.callee.text in (*FUNCTIONS, "sqrt") and node.callee.text not in frame.names
+            return known and bool(node.arguments) and all(numeric(a.value, frame) for a in node.arguments)
+    return False
+
+
 def dim_of(value: Size | Fraction) -> Dim:
     """A size, or a number as one."""
     return value.dim if isinstance(value, Size) else Dim.of(value)

@@ -8,6 +8,7 @@ MASKS = {
     mask.name: mask
     for mask in (
         Signature("causal", (), "Positions up to the query's own."),
+        Signature("everything", (), "All positions."),
         Signature("documents", (), "Positions of the same document of a packed sequence."),
         Signature(
             "window",

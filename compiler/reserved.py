@@ -25,16 +25,27 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output RMSNorm SpecModule Tensor
-    YarnScaling
+    Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output Parameter RMSNorm
+    SpecModule Tensor YarnScaling
 """)
 
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
-    attention cache causal clamp combine concat dispatch documents dropout embed enumerate exp gather gelu gelu_tanh i
-    isinstance kernels layer_norm linear load_balance log nn normalize quantize range reference relu rms_norm rope
-    rope_table rows self sequence_balance shift sigmoid silu softcap softmax split sqrt tanh tl top_k torch training
-    triton unembed window
+    attention
+    cache causal clamp combine concat
+    dispatch documents dropout
+    embed enumerate everything exp
+    gather gelu gelu_tanh
+    i isinstance
+    kernels
+    layer_norm linear load_balance log
+    nn noise normalize
+    quantize
+    range reference relu rms_norm rope rope_table rows
+    self sequence_balance shift sigmoid silu softcap softmax softplus split sqrt
+    tanh tl top_k torch training triton
+    unembed
+    window
 """)
 
 

@@ -14,7 +14,7 @@ from . import reference
 from .reference import unembed
 from .spec_module import SpecModule
 
-__all__ = ["Embed", "GroupedLinear", "LayerNorm", "Linear", "RMSNorm", "SpecModule", "unembed"]
+__all__ = ["Embed", "GroupedLinear", "LayerNorm", "Linear", "Parameter", "RMSNorm", "SpecModule", "unembed"]
 
 STD = 0.02  # of the normal distribution a weight has before a recipe or a checkpoint sets it
 
@@ -79,6 +79,29 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return reference.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Parameter(nn.Module):
+    """A learned tensor by itself, which begins as `start` says: zeros, ones or normal."""
+
+    def __init__(self, *shape: int, start: str = "zeros") -> None:
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.start == "normal":
+            nn.init.normal_(self.weight, std=STD)
+        else:
+            nn.init.constant_(self.weight, float(self.start == "ones"))
+
+    def forward(self, dtype: torch.dtype) -> Tensor:
+        """Its numbers in this dtype."""
+        return self.weight.to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.weight.shape)}, start={self.start}"
 
 
 class GroupedLinear(nn.Module):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..ir import FLOATING, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import RowOperation, Saved, ShapeError, check_floating, common_dtype, last_axis
+from .base import Operation, RowOperation, Saved, ShapeError, check_floating, common_dtype, last_axis
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -80,7 +80,7 @@ def _shape(t: TensorType) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Activation(RowOperation):
-    """A function of one number, applied to all: silu, gelu, gelu_tanh, sigmoid, tanh, relu, exp, log, sqrt."""
+    """A function of one number, for all: silu, gelu, gelu_tanh, sigmoid, tanh, relu, exp, log, softplus, sqrt."""
 
     function: str
     alone: ClassVar[bool] = False
@@ -106,6 +106,12 @@ class Activation(RowOperation):
         return ""
 
 
+def _softplus(x: Row) -> Row:
+    """log(1 + exp(x)) without an exponential that overflows."""
+    most = x.where((-x).less(0.0), 0.0)
+    return most + ((x - most * 2.0).exp() + 1.0).log()
+
+
 _FUNCTIONS: dict[str, Callable[[Row], Row]] = {
     "silu": lambda x: x * x.sigmoid(),
     "gelu": lambda x: x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1.0),
@@ -115,6 +121,7 @@ _FUNCTIONS: dict[str, Callable[[Row], Row]] = {
     "relu": lambda x: x.where((-x).less(0.0), 0.0),
     "exp": lambda x: x.exp(),
     "log": lambda x: x.log(),
+    "softplus": _softplus,
     "sqrt": lambda x: x.sqrt(),
 }
 
@@ -215,6 +222,20 @@ class Dropout(RowOperation):
 
 
 @dataclass(frozen=True, slots=True)
+class Noise(Operation):
+    """Standard normal numbers while training, otherwise zeros."""
+
+    pure: ClassVar[bool] = False
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
+        return (x,)
+
+    def emit(self, call: Call) -> Text:
+        return call.reference("noise")(call.operand(0), call.text(call.training))
+
+
+@dataclass(frozen=True, slots=True)
 class Cast(RowOperation):
     """The same numbers in another dtype."""
 
@@ -268,6 +289,7 @@ PRIMITIVES = (
     _activation("relu", "max(x, 0)."),
     _activation("exp", "e to the power of x."),
     _activation("log", "The natural logarithm."),
+    _activation("softplus", "log(1 + exp(x))."),
     _activation("sqrt", "The square root."),
     Primitive(
         Signature(
@@ -300,5 +322,11 @@ PRIMITIVES = (
             "Zeroes elements at random while training (arXiv:1207.0580).",
         ),
         _dropout,
+    ),
+    Primitive(
+        Signature(
+            "noise", (Parameter("x", Kind.TENSOR),), "Standard normal numbers, as many as x, while training; else 0."
+        ),
+        lambda site: site.add(Noise(), site.tensor("x")),
     ),
 )

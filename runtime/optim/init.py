@@ -16,6 +16,8 @@ Initialiser = Callable[[nn.Module, int], None]  # (model, seed)
 def normal(std: float) -> Initialiser:
     """Matrices from the normal distribution with this standard deviation, norms as the identity, biases 0, buffers 0.
 
+    A learned tensor that stands alone begins as its `start` says.
+
     Each parameter has its own random numbers, made from the seed and its name on the device where it lies: adding a
     layer changes no other one. Every value is set, so a model may come from `to_empty`. A module that has buffers
     with another beginning than 0 says so in a method `reset_buffers()`.
@@ -40,9 +42,10 @@ def normal(std: float) -> Initialiser:
 
 
 def _start(parameter: Tensor, name: str, owner: nn.Module, std: float, generator: torch.Generator) -> None:
-    if name == "bias":
+    start = getattr(owner, "start", None)
+    if name == "bias" or start == "zeros":
         parameter.zero_()
-    elif parameter.ndim >= 2:
+    elif start == "normal" or (start is None and parameter.ndim >= 2):
         parameter.normal_(0.0, std, generator=generator)
     else:
         parameter.fill_(1.0 - float(getattr(owner, "offset", 0.0)))  # a norm that scales by offset + weight

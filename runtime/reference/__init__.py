@@ -5,7 +5,23 @@ of the first argument unless said otherwise. Axes in names: B batch, S sequence,
 heads, E head width (in rope: pairs), D hidden, F inner, X experts, K chosen experts, R rows = B * S * K, V vocabulary.
 """
 
-from .activation import clamp, dropout, exp, gelu, gelu_tanh, log, relu, sigmoid, silu, softcap, softmax, sqrt, tanh
+from .activation import (
+    clamp,
+    dropout,
+    exp,
+    gelu,
+    gelu_tanh,
+    log,
+    noise,
+    relu,
+    sigmoid,
+    silu,
+    softcap,
+    softmax,
+    softplus,
+    sqrt,
+    tanh,
+)
 from .arrange import concat, gather, shift, split
 from .attention import attention
 from .experts import Rows, combine, dispatch
@@ -45,6 +61,7 @@ __all__ = [
     "load_balance",
     "log",
     "next_token",
+    "noise",
     "normalize",
     "quantize",
     "relu",
@@ -57,6 +74,7 @@ __all__ = [
     "silu",
     "softcap",
     "softmax",
+    "softplus",
     "split",
     "sqrt",
     "tanh",

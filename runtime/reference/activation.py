@@ -49,6 +49,11 @@ def log(x: Tensor) -> Tensor:
     return torch.log(x)
 
 
+def softplus(x: Tensor) -> Tensor:
+    """`log(1 + exp(x))`."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
 def sqrt(x: Tensor) -> Tensor:
     """The square root."""
     return torch.sqrt(x)
@@ -67,6 +72,11 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 def softcap(x: Tensor, cap: float) -> Tensor:
     """`cap * tanh(x / cap)`: x kept within (-cap, cap) (Gemma 2, arXiv:2408.00118, section 2), in float32 at least."""
     return (cap * torch.tanh(wide(x) / cap)).to(x.dtype)
+
+
+def noise(x: Tensor, training: bool) -> Tensor:
+    """Standard normal numbers of the shape and dtype of x while training, otherwise zeros."""
+    return torch.randn_like(x) if training else torch.zeros_like(x)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

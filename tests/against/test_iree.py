@@ -126,7 +126,7 @@ def _experts(x_BSD: Tensor, chosen_BSK: Tensor, weight_BSK: Tensor, weight_XFD: 
 OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     **{
         name: (getattr(reference, name), ELEMENTWISE)
-        for name in ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "relu", "exp", "softmax")
+        for name in ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "relu", "exp", "softmax", "softplus")
     },
     "log": (reference.log, ELEMENTWISE.abs() + 0.1),
     "sqrt": (reference.sqrt, ELEMENTWISE.abs()),
@@ -134,6 +134,7 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "quantize": (lambda x: reference.quantize(x, "int8"), ELEMENTWISE),
     "softcap": (lambda x: reference.softcap(x, 3.0), ELEMENTWISE),
     "dropout": (lambda x: reference.dropout(x, 0.1, training=False) + 1, ELEMENTWISE),
+    "noise": (lambda x: reference.noise(x, training=False) + 1, ELEMENTWISE),
     "split": (lambda x: tuple(part + 1 for part in reference.split(x, (3, 4))), ELEMENTWISE),
     "concat": (reference.concat, ELEMENTWISE, _normal(3, 2)),
     "gather": (reference.gather, SCORE, CHOSEN),

@@ -83,6 +83,16 @@ BODIES = {
         v = linear(x, D -> [H, E])
         keep k, v
         x += linear(attend(q, k, v, mask: causal), [H, E] -> D) as out""",
+    "learned tensors by themselves, of a layer and of the model": f"""
+        gain = parameter(D, start: ones)
+        repeat 2 layers {{
+          h = linear(x, D -> [H, E]) as up + parameter([H, E], start: normal) as lift
+          x += linear(silu(h), [H, E] -> D) as down
+        }}
+        repeat 2 more {{
+          {MIX.replace("(x)", "(x * gain)")}
+          x = x * parameter(D, start: ones) as out_gain / sqrt(D)
+        }}""",
     "what came before a repeat, after it and in it": f"""
         x0 = x
         repeat 3 layers {{

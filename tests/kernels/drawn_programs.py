@@ -31,7 +31,7 @@ from dskc.dsl.source import Source, Span
 from dskc.runtime.kernels import One, Part, RowKernel, Rows, Vector
 
 SPAN = Span(Source("drawn.dsk", "drawn"), 0, 5)
-UNARY = ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "relu")
+UNARY = ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "relu", "softplus")
 
 
 @dataclass

@@ -109,6 +109,19 @@ def test_softcap() -> None:
     assert ref.softcap(x * 100, 1.5).abs().max() <= 1.5
 
 
+def test_softplus_is_that_of_torch_and_overflows_nowhere() -> None:
+    x = torch.tensor([-1000.0, -20.0, -1.0, 0.0, 1.0, 19.0, 1000.0], dtype=torch.float64)
+    assert torch.allclose(ref.softplus(x), torch.nn.functional.softplus(x, threshold=700), rtol=1e-14)
+
+
+def test_noise_is_standard_normal_while_training_only() -> None:
+    x = torch.full((400, 500), 7.0, dtype=torch.bfloat16)
+    assert torch.equal(ref.noise(x, training=False), torch.zeros_like(x))
+    torch.manual_seed(0)
+    y = ref.noise(x, training=True)
+    assert y.dtype == x.dtype and abs(float(y.float().mean())) < 0.01 and abs(float(y.float().std()) - 1) < 0.01
+
+
 def test_dropout() -> None:
     x = torch.ones(100_000)
     assert ref.dropout(x, 0.25, training=False) is x or torch.equal(ref.dropout(x, 0.25, training=False), x)

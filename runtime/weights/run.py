@@ -39,8 +39,9 @@ def import_run(
 
     vocabulary: V, which the tokenizer's ids stay under. dtype: to store weights in (`fp32`, `bf16`); what most of them
     are in when None. places: the line of the spec that each parameter comes from (`*` for indices). facts: what a
-    config.json beside the checkpoint must not contradict (see `config.py`), None to leave it unread. Raises Problem when the checkpoint, its
-    configuration or its tokenizer does not match, naming each tensor, or when `out` cannot be made.
+    config.json beside the checkpoint must not contradict (see `config.py`), None to leave it unread. Raises Problem
+    when the checkpoint, its configuration or its tokenizer does not match, naming each tensor, or when `out` cannot be
+    made.
     """
     if not rules:
         raise Problem(

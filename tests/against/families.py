@@ -31,7 +31,7 @@ SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "down_proj": 0.05}
 NORMALISED = {"q_proj": 0.03, "k_proj": 0.03}  # where a norm follows, whose eps counts too
 # Norms behind attention and feed-forward make their results wide again, and embeddings are multiplied by sqrt(D).
 GEMMA = {"post_attention_layernorm": 0.02, "post_feedforward_layernorm": 0.02, "embed": 0.03}
-GPT_OSS = {"embed": 12.0}  # against biases everywhere, which are the same at every position
+GPT_OSS = {"embed": 4.0, "v_proj.bias": 0.3, "gate_up_proj_bias": 0.5}  # biases are the same at every position
 
 
 @dataclass(frozen=True)

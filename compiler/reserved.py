@@ -39,6 +39,7 @@ CALLED = _words("""
     i isinstance
     kernels
     layer_norm linear load_balance log
+    map_heads
     nn noise normalize
     quantize
     range reference relu rms_norm rope rope_table rows

@@ -26,7 +26,7 @@ from .arrange import concat, gather, shift, split
 from .attention import attention
 from .experts import Rows, combine, dispatch
 from .grouped import grouped_linear
-from .linear import embed, linear, unembed
+from .linear import embed, linear, map_heads, unembed
 from .loss import next_token, token_losses
 from .mask import Mask, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
@@ -60,6 +60,7 @@ __all__ = [
     "linear",
     "load_balance",
     "log",
+    "map_heads",
     "next_token",
     "noise",
     "normalize",

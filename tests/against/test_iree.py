@@ -152,6 +152,7 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "grouped_linear": (reference.grouped_linear, ROWS, WEIGHT, OFFSETS),
     "grouped_linear, with biases": (reference.grouped_linear, ROWS, WEIGHT, OFFSETS, BIAS),
     "linear": (reference.linear, _normal(B, S, D), _normal(F, D), _normal(F)),
+    "map_heads": (reference.map_heads, Q, _normal(H, F, E)),
     "embed": (reference.embed, TOKENS, _normal(V, D)),
     "unembed": (reference.unembed, _normal(B, S, D), _normal(V, D)),
     "next_token": (reference.next_token, _normal(B, S, V), TOKENS),

@@ -25,7 +25,7 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output Parameter RMSNorm
+    BalanceBias Capacity Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output Parameter RMSNorm
     SpecModule Tensor YarnScaling
 """)
 
@@ -46,7 +46,8 @@ CALLED = _words("""
     self sequence_balance shift sigmoid silu softcap softmax softplus split sqrt
     tanh tl top_k torch training triton
     unembed
-    window
+    window within_capacity
+    z_loss
 """)
 
 

@@ -15,7 +15,7 @@ from ..passes.memory import Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
 from .model import output_fields
-from .text import number
+from .text import WIDTH, number
 
 BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
 CLASSES = {"adamw": "AdamW", "lion": "Lion"}
@@ -69,6 +69,7 @@ def emit_train(
         optimizer=_optimizer(recipe.optimizer),
         schedule=_schedule(recipe.schedule, recipe.optimizer),
         clip=_float(recipe.optimizer["clip"]),
+        balance=None if recipe.balance_speed is None else number(recipe.balance_speed),
     )
 
 
@@ -126,6 +127,7 @@ def recipe_text(graph: Graph, recipe: TrainRecipe) -> str:
             f"  optimizer {_spelled(recipe.optimizer)}",
             f"  schedule  {_spelled(recipe.schedule)}",
             f"  init      {_spelled(recipe.init)}",
+            *([] if recipe.balance_speed is None else [f"  balance   {{ speed = {recipe.balance_speed:g} }}"]),
             f"  save      {{ every = {recipe.save_every}, keep = {recipe.save_keep} }}",
             "}",
             "",
@@ -245,5 +247,8 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
     if len(terms) == 1 and terms[0].weight == 1:
         loss = lines[1].split(" = ", 1)[1]
         return [lines[0], f'return {{"loss": {loss}}}']
-    pairs = ", ".join(f'"{key}": {name}' for key, name in named)
-    return [*lines, f'return {{"loss": {total}, {pairs}}}']
+    pairs = [f'"{key}": {name}' for key, name in (("loss", total), *named)]
+    whole = f"return {{{', '.join(pairs)}}}"
+    if len(whole) + 4 <= WIDTH:
+        return [*lines, whole]
+    return [*lines, "return {", *(f"    {pair}," for pair in pairs), "}"]

@@ -34,14 +34,15 @@ class Ours:
     rules: list[dict[str, object]]
 
 
-def import_(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = ()) -> Result:
+def import_(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = (), config: bool = False) -> Result:
+    """`dskc import`; with `config` it reads the checkpoint's config.json too."""
     overrides = [part for setting in settings for part in ("--set", setting)]
-    return dskc("import", spec, checkpoint, "-o", out, *overrides)
+    return dskc("import", spec, checkpoint, "-o", out, *overrides, *(() if config else ("--no-config",)))
 
 
-def imported(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = ()) -> Ours:
+def imported(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = (), config: bool = False) -> Ours:
     """The run that `dskc import` makes of a checkpoint, loaded."""
-    result = import_(spec, checkpoint, out, settings)
+    result = import_(spec, checkpoint, out, settings, config)
     assert result.exit_code == 0, result.output
     model, serve, _ = load_model(out, device="cpu")
     assert serve.__package__ is not None

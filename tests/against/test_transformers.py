@@ -78,7 +78,7 @@ def theirs(request: pytest.FixtureRequest, models: Models) -> Theirs:
 @pytest.fixture(scope="module")
 def ours(theirs: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ours]:
     family = theirs.family
-    yield imported(family.path, theirs.checkpoint, tmp_path_factory.mktemp("runs") / "run", family.shrunk)
+    yield imported(family.path, theirs.checkpoint, tmp_path_factory.mktemp("runs") / "run", family.shrunk, config=True)
 
 
 def test_logits_and_loss(theirs: Theirs, ours: Ours) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
@@ -57,6 +58,7 @@ def emit_train(
         imports.remove("Repeat")
     return _template().render(
         model=graph.name,
+        title="\n".join(textwrap.wrap(_title(graph, recipe), WIDTH - 3)),
         file=file,
         recipe=recipe,
         objective=objective_text(recipe.objective),
@@ -71,6 +73,11 @@ def emit_train(
         clip=_float(recipe.optimizer["clip"]),
         balance=None if recipe.balance_speed is None else number(recipe.balance_speed),
     )
+
+
+def _title(graph: Graph, recipe: TrainRecipe) -> str:
+    by = "its default recipe" if recipe.default else f"the recipe `{recipe.name}`"
+    return f"Trains {graph.name} by {by}: {objective_text(recipe.objective)}."
 
 
 def _float(value: object) -> str:
@@ -237,7 +244,8 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
             ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
             by = f", rows=kernels.{losses[term.kernel]}"
             lines.append(f"{name} = next_token({source}, batch.targets{ahead}{by})")
-            key = f"next_token_{term.result}" if many else "next_token"
+            plain = term.result == graph.results[0] and term.ahead == 1  # what held-out text is measured by
+            key = "next_token" if plain or not many else f"next_token_{term.result}"
             named.append((key, name))
         else:
             name = f"out.{term.loss}"

@@ -125,8 +125,13 @@ PRIMITIVES = (
                 Parameter("weight", Kind.TENSOR, doc="how much of each, [B, S, K]"),
                 Parameter("block", Kind.BLOCK, doc="what each expert is"),
                 Parameter("count", Kind.SIZE, doc="how many there are"),
-                Parameter("capacity", Kind.FLOAT, None, doc="while training an expert takes so many times its even "
-                          "share of choices, in order of position, and the others are dropped; all unless told"),
+                Parameter(
+                    "capacity",
+                    Kind.FLOAT,
+                    None,
+                    doc="while training an expert takes so many times its even "
+                    "share of choices, in order of position, and the others are dropped; all unless told",
+                ),
             ),
             "Each token through its chosen copies of a block, summed by weight (arXiv:1701.06538).",
         ),

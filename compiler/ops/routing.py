@@ -224,8 +224,13 @@ PRIMITIVES = (
                 Parameter("bias", Kind.TENSOR, None, doc="[X], added to the scores for the choice; none unless told"),
                 Parameter("groups", Kind.INT, 1, doc="equal parts of the last axis"),
                 Parameter("keep", Kind.INT, None, doc="groups, the best, to choose from; all unless told"),
-                Parameter("group_by", Kind.SYMBOL, "best", GROUP_BY, doc="what a group is worth: its best score, "
-                          "or the sum of its best two"),
+                Parameter(
+                    "group_by",
+                    Kind.SYMBOL,
+                    "best",
+                    GROUP_BY,
+                    doc="what a group is worth: its best score, or the sum of its best two",
+                ),
             ),
             "The indices of the k best along the last axis, best first; of equals the lower index first.",
         ),

@@ -25,8 +25,8 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output Parameter RMSNorm
-    SpecModule Tensor YarnScaling
+    BalanceBias Capacity Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
+    Parameter RMSNorm SpecModule Tensor YarnScaling
 """)
 
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
@@ -40,13 +40,15 @@ CALLED = _words("""
     i isinstance
     kernels
     layer_norm linear load_balance log
+    map_heads
     nn noise normalize
     quantize
     range reference relu rms_norm rope rope_table rows
     self sequence_balance shift sigmoid silu softcap softmax softplus split sqrt
     tanh tl top_k torch training triton
     unembed
-    window
+    window within_capacity
+    z_loss
 """)
 
 

@@ -24,16 +24,16 @@ from .activation import (
 )
 from .arrange import concat, gather, shift, split
 from .attention import attention
-from .experts import Rows, combine, dispatch
+from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
-from .linear import embed, linear, unembed
+from .linear import embed, linear, map_heads, unembed
 from .loss import next_token, token_losses
 from .mask import Mask, blocks, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
-from .routing import load_balance, normalize, sequence_balance, top_k
+from .routing import load_balance, normalize, sequence_balance, top_k, z_loss
 
 __all__ = [
     "LinearScaling",
@@ -61,6 +61,7 @@ __all__ = [
     "linear",
     "load_balance",
     "log",
+    "map_heads",
     "next_token",
     "noise",
     "normalize",
@@ -83,4 +84,6 @@ __all__ = [
     "top_k",
     "unembed",
     "window",
+    "within_capacity",
+    "z_loss",
 ]

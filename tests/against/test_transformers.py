@@ -26,7 +26,7 @@ from differential import (
     our_gradients,
     their_gradients,
 )
-from families import FAMILIES, VOCABULARY, WINDOW, Family, build
+from families import FAMILIES, VOCABULARY, WINDOW, Family, build, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -58,7 +58,7 @@ class Models:
         if name not in self.built:
             family = FAMILIES[name]
             model = build(family.config)
-            model.save_pretrained(self.folder / name)
+            save(family, model, self.folder / name)
             tokens_BS = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
             with torch.inference_mode():
                 logits_BSV = model(tokens_BS).logits
@@ -173,6 +173,21 @@ OTHER_NUMBERS = [
     ("mixtral", "layers.moe.renormalize=false"),
     ("mixtral", "layers.moe.top=1"),
     ("mixtral", "layers.moe_norm.eps=1e-6"),
+    ("qwen3_moe", "layers.moe.renormalize=false"),
+    ("qwen3_moe", "layers.moe.top=7"),
+    ("deepseek_v2_lite", "layers.moe.top=5"),
+    ("deepseek_v2_lite", "layers.moe.scale=2"),
+    ("deepseek_v2", "layers.moe.scale=1"),
+    ("deepseek_v2", "layers.moe.keep_groups=4"),
+    ("deepseek_v2", "layers.moe.keep_groups=8"),
+    ("deepseek_v2", "layers.moe.groups=4"),
+    ("deepseek_v2", "layers.mla.magnitude=1"),
+    ("deepseek_v3", "layers.moe.scale=1"),
+    ("deepseek_v3", "layers.moe.keep_groups=3"),
+    ("deepseek_v3", "layers.moe.keep_groups=8"),
+    ("deepseek_v3", "layers.moe.groups=16"),
+    ("kimi_k2", "layers.moe.scale=2.5"),
+    ("kimi_k2", "layers.moe.top=7"),
     ("smollm2", rotary("10_000")),
     ("gemma2", "layers.attention.softcap=50"),
     ("gemma2", "layers.attention.scale=1 / sqrt(24)"),
@@ -261,6 +276,8 @@ OTHER_WEIGHTS = [
     ("gpt_oss", "layers.attention.bias=false", "model.layers.*.self_attn.q_proj.bias (0 to 1)"),
     ("gpt_oss", "layers.attention.out_bias=false", "model.layers.*.self_attn.o_proj.bias (0 to 1)"),
     ("gpt_oss", "layers.moe.bias=false", "model.layers.*.mlp.router.bias (0 to 1)"),
+    ("qwen3_moe", "dims.X=11", "model.layers.*.mlp.experts.11.down_proj.weight (0 to 1)"),
+    ("deepseek_v2", "layers.moe.shared=1", "layers.1.moe.shared_expert.gate.weight is [24, 128] in the model, and [48"),
     ("llama", "layers=1", "model.layers.1.mlp.down_proj.weight"),
     ("llama", "layers=3", "model.layers.2.mlp.down_proj.weight"),
 ]

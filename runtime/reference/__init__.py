@@ -26,6 +26,7 @@ from .arrange import concat, gather, shift, split
 from .attention import attention
 from .experts import Rows, combine, dispatch
 from .grouped import grouped_linear
+from .index import index_keys
 from .linear import embed, linear, map_heads, unembed
 from .loss import next_token, token_losses
 from .mask import Mask, causal, documents, everything, window
@@ -56,6 +57,7 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "grouped_linear",
+    "index_keys",
     "layer_norm",
     "linear",
     "load_balance",

@@ -76,14 +76,17 @@ def losses(ours: Ours, tokens_BS: Tensor) -> dict[str, Tensor]:
 
 
 def our_gradients(ours: Ours, tokens_BS: Tensor) -> dict[str, Tensor]:
-    """Of the next-token loss, by the names of the checkpoint."""
+    """Of the next-token loss, by the names of the checkpoint: zeros where it reaches nothing."""
     model = ours.model.requires_grad_(True)
     model.zero_grad()
     losses(ours, tokens_BS)["next_token"].backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: _gradient(parameter) for name, parameter in model.named_parameters()}
     model.requires_grad_(False)
-    assert all(gradient is not None for gradient in gradients.values())
     return export_weights(ours.rules, gradients)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter.data) if parameter.grad is None else parameter.grad
 
 
 def their_gradients(theirs: PreTrainedModel, tokens_BS: Tensor, folder: Path) -> dict[str, Tensor]:
@@ -91,8 +94,7 @@ def their_gradients(theirs: PreTrainedModel, tokens_BS: Tensor, folder: Path) ->
     model = copy.deepcopy(theirs)
     model(tokens_BS, labels=tokens_BS).loss.backward()
     for parameter in model.parameters():
-        assert parameter.grad is not None
-        parameter.data = parameter.grad
+        parameter.data = _gradient(parameter)
     model.save_pretrained(folder)
     return load_file(folder / "model.safetensors")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
@@ -15,7 +16,7 @@ from ..passes.memory import Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
 from .model import output_fields
-from .text import number
+from .text import WIDTH, number
 
 BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
 CLASSES = {"adamw": "AdamW", "lion": "Lion"}
@@ -57,6 +58,7 @@ def emit_train(
         imports.remove("Repeat")
     return _template().render(
         model=graph.name,
+        title="\n".join(textwrap.wrap(_title(graph, recipe), WIDTH - 3)),
         file=file,
         recipe=recipe,
         objective=objective_text(recipe.objective),
@@ -69,7 +71,13 @@ def emit_train(
         optimizer=_optimizer(recipe.optimizer),
         schedule=_schedule(recipe.schedule, recipe.optimizer),
         clip=_float(recipe.optimizer["clip"]),
+        balance=None if recipe.balance_speed is None else number(recipe.balance_speed),
     )
+
+
+def _title(graph: Graph, recipe: TrainRecipe) -> str:
+    by = "its default recipe" if recipe.default else f"the recipe `{recipe.name}`"
+    return f"Trains {graph.name} by {by}: {objective_text(recipe.objective)}."
 
 
 def _float(value: object) -> str:
@@ -126,6 +134,7 @@ def recipe_text(graph: Graph, recipe: TrainRecipe) -> str:
             f"  optimizer {_spelled(recipe.optimizer)}",
             f"  schedule  {_spelled(recipe.schedule)}",
             f"  init      {_spelled(recipe.init)}",
+            *([] if recipe.balance_speed is None else [f"  balance   {{ speed = {recipe.balance_speed:g} }}"]),
             f"  save      {{ every = {recipe.save_every}, keep = {recipe.save_keep} }}",
             "}",
             "",
@@ -235,7 +244,8 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
             ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
             by = f", rows=kernels.{losses[term.kernel]}"
             lines.append(f"{name} = next_token({source}, batch.targets{ahead}{by})")
-            key = f"next_token_{term.result}" if many else "next_token"
+            plain = term.result == graph.results[0] and term.ahead == 1  # what held-out text is measured by
+            key = "next_token" if plain or not many else f"next_token_{term.result}"
             named.append((key, name))
         else:
             name = f"out.{term.loss}"
@@ -245,5 +255,8 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
     if len(terms) == 1 and terms[0].weight == 1:
         loss = lines[1].split(" = ", 1)[1]
         return [lines[0], f'return {{"loss": {loss}}}']
-    pairs = ", ".join(f'"{key}": {name}' for key, name in named)
-    return [*lines, f'return {{"loss": {total}, {pairs}}}']
+    pairs = [f'"{key}": {name}' for key, name in (("loss", total), *named)]
+    whole = f"return {{{', '.join(pairs)}}}"
+    if len(whole) + 4 <= WIDTH:
+        return [*lines, whole]
+    return [*lines, "return {", *(f"    {pair}," for pair in pairs), "}"]

@@ -24,7 +24,7 @@ from .activation import (
 )
 from .arrange import concat, gather, shift, split
 from .attention import attention
-from .experts import Rows, combine, dispatch
+from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
 from .index import index_keys
 from .linear import embed, linear, map_heads, unembed
@@ -34,7 +34,7 @@ from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
-from .routing import load_balance, normalize, sequence_balance, top_k
+from .routing import load_balance, normalize, sequence_balance, top_k, z_loss
 
 __all__ = [
     "LinearScaling",
@@ -85,4 +85,6 @@ __all__ = [
     "top_k",
     "unembed",
     "window",
+    "within_capacity",
+    "z_loss",
 ]

@@ -294,6 +294,8 @@ def _drawn(name: str, like: Tensor, scales: Mapping[str, float], generator: torc
     value = torch.randn(like.shape, generator=generator)
     if "norm" in name:
         return 1 + 0.3 * value
+    if name.endswith("e_score_correction_bias"):
+        return 0.1 * value  # beside scores of sigmoids: it decides many choices, and every expert still has some
     if name.endswith("bias"):
         return value
     if "embed" in name:

@@ -173,6 +173,12 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "Llama3Scaling": (_table(reference.Llama3Scaling()), FAR),
     "YarnScaling": (_table(reference.YarnScaling(factor=4.0, original=4096)), FAR),
     "top_k": (lambda score: reference.top_k(score, 4), TIES),
+    "top_k, of groups": (
+        lambda score: reference.top_k(score, 3, groups=3, keep=2, group_by="best_two"),
+        torch.tensor([[-0.1, -0.9, -0.3, -0.3, -0.5, -0.2], [0.0, 0.0, 1.0, 0.0, 1.0, 0.0]]),
+    ),
+    "within_capacity": (lambda chosen: reference.within_capacity(chosen, X, 0.6), CHOSEN),
+    "z_loss": (reference.z_loss, ELEMENTWISE),
     "normalize": (reference.normalize, SCORE),
     "load_balance": (reference.load_balance, SCORE, CHOSEN),
     "sequence_balance": (reference.sequence_balance, SCORE, CHOSEN),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from dskc.dsl.source import Span
 
 from ..ir import Axis, DType, Graph, Op, Region, TensorType, Value, captures, walk
+from ..ops.attend import Attend
 from ..ops.experts import Experts
 from ..ops.heads import Choose
 from ..ops.structure import Block, Keep, Repeat
@@ -271,6 +272,8 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     for name, value in given:
         parameters.append(f"{function.bind(value, suffixed(name, value.type), parameter=True)}: Tensor")
     wanted = graph.body.results[:1]
+    if any(isinstance(op.attributes, Attend) and op.attributes.looks_ahead(op) for op, _ in walk(graph.body)):
+        function.write("cache.whole()  # positions see later ones: a text comes at once", span)
     function.part(graph.body, wanted, newest_only=True)
     logits = function.take(wanted[0])
     tokens = suffixed(given[0][0], given[0][1].type)

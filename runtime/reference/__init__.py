@@ -29,7 +29,7 @@ from .grouped import grouped_linear
 from .index import index_keys
 from .linear import embed, linear, map_heads, unembed
 from .loss import next_token, token_losses
-from .mask import Mask, causal, documents, everything, window
+from .mask import Mask, blocks, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
@@ -43,6 +43,7 @@ __all__ = [
     "Rows",
     "YarnScaling",
     "attention",
+    "blocks",
     "causal",
     "clamp",
     "combine",

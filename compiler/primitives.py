@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .ops import arrange, attend, elementwise, experts, linear, norm, parameter, position, quantize, routing
+from .ops import arrange, attend, elementwise, experts, index, linear, norm, parameter, position, quantize, routing
 from .primitive import Primitive
 
-FAMILIES = (linear, norm, parameter, elementwise, position, attend, routing, experts, arrange, quantize)
+FAMILIES = (linear, norm, parameter, elementwise, position, attend, index, routing, experts, arrange, quantize)
 PRIMITIVES: dict[str, Primitive] = {p.name: p for family in FAMILIES for p in family.PRIMITIVES}

@@ -177,7 +177,8 @@ class Serving(Function):
             axes = value.type.axes
             kind = value.type.with_axes((axes[0], Axis("T", axes[1].size), *axes[2:]))
             targets.append(self.bind(value, suffixed(name, kind)))
-        self.assign(", ".join(targets) + ("," if len(targets) == 1 else ""), call("cache.keep", arguments), op.span)
+        spelled = f"({targets[0]},)" if len(targets) == 1 else ", ".join(targets)
+        self.assign(spelled, call("cache.keep", arguments), op.span)
 
     def invoke(self, op: Op, operands: tuple[Text, ...]) -> Text:
         attributes = op.attributes

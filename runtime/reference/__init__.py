@@ -26,6 +26,7 @@ from .arrange import concat, gather, shift, split
 from .attention import attention
 from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
+from .index import index_keys
 from .linear import embed, linear, map_heads, unembed
 from .loss import next_token, token_losses
 from .mask import Mask, blocks, causal, documents, everything, window
@@ -57,6 +58,7 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "grouped_linear",
+    "index_keys",
     "layer_norm",
     "linear",
     "load_balance",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dskc.runtime import reference
 from dskc.runtime.export import CpuModule, compile_cpu, load_cpu, prefill, to_aten, to_mlir
 from dskc.runtime.problem import Problem
-from dskc.runtime.reference import attention, blocks, causal, dispatch, documents, window
+from dskc.runtime.reference import attention, blocks, causal, dispatch, documents, index_keys, window
 from dskc.runtime.train.load import load_package
 
 pytest.importorskip("iree.compiler", reason="iree-base-compiler is not installed")
@@ -152,6 +152,8 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "window": (lambda q, k, v: attention(q, k, v, causal & window(3)), Q, KEYS, VALUES),
     "window, either": (lambda q, k, v: attention(q, k, v, window(2) | causal), Q, KEYS, VALUES),
     "documents": (lambda q, k, v, ids: attention(q, k, v, causal & documents(ids)), Q, KEYS, VALUES, DOCUMENTS),
+    "index_keys": (lambda q, k, w: index_keys(q, k, w, 3, causal), Q, _normal(B, S, E), _normal(B, S, H)),
+    "index_keys, more than there are": (lambda q, k, w: index_keys(q, k, w, 9), Q, _normal(B, S, E), _normal(B, S, H)),
     "dispatch": (lambda x, chosen: tuple(dispatch(x, chosen, X)), _normal(B, S, D), CHOSEN),
     "combine": (_experts, _normal(B, S, D), CHOSEN, SCORE[..., :K].contiguous(), WEIGHT),
     "grouped_linear": (reference.grouped_linear, ROWS, WEIGHT, OFFSETS),

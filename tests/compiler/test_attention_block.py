@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .small_models import compiled, first
+from .test_properties import inputs, kept_bytes, ledger_bytes
 
 OPTIONS = {
     "kv_heads": "2",
@@ -78,3 +79,14 @@ def test_every_option_counts(left_out: str, tmp_path: Path, tokens_BS: Tensor) -
     model = without.model(compute=torch.float64).double()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     assert (first(model(tokens_BS)) - written_out(weights, tokens_BS)).norm() > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"sinks": "true"}, {"softcap": "2", "mask": "everything"}, {"softcap": "2"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ledger_has_what_is_kept_for_backward(options: dict[str, str], dtype: torch.dtype, tmp_path: Path) -> None:
+    """Of a text so long that the scores are most of it: one such tensor, two with a softcap."""
+    small = compiled(spec(options), tmp_path)
+    model = small.model(compute=dtype).to(dtype).train()
+    counted = ledger_bytes(small.graph, 150, 2, dtype.itemsize)
+    assert counted > (2 if "softcap" in options else 1) * 2 * 4 * 150 * 150 * 4
+    assert 0.9 < counted / kept_bytes(model, inputs(small, 150)) < 1.1

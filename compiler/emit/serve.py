@@ -75,7 +75,11 @@ def keeps(op: Op) -> bool:
 
 
 def _keeps(op: Op) -> bool:
-    return isinstance(op.attributes, Keep) or (isinstance(op.attributes, Operation) and op.attributes.stateful)
+    return isinstance(op.attributes, Keep) or _is_stateful(op)
+
+
+def _is_stateful(op: Op) -> bool:
+    return isinstance(op.attributes, Operation) and op.attributes.stateful
 
 
 def serving_captures(op: Op) -> tuple[Value, ...]:
@@ -197,7 +201,7 @@ class Serving(Function):
 
     def call(self, op: Op, operands: tuple[Text, ...]) -> Call:
         made = Function.call(self, op, operands)
-        if made.op.attributes.stateful:
+        if _is_stateful(op):
             owner = next((self.names.owners[v] for v in op.operands if v in self.names.owners), None)
             made.state = Text(f"cache.state({self.place(owner.name if owner else op.kind)})")
         return made

@@ -92,12 +92,10 @@ class GatedDelta(Operation):
         return Saved(op.operands)
 
     def emit(self, call: Call) -> Text:
-        return call.reference("gated_delta")(
-            *call.operands[:5],
-            **{name: text for name, text in _rest(call, self.documents).items()},
-            scale=call.number(self.scale) if self.scale is not None else None,
-            chunk=call.text(str(self.chunk)) if self.chunk != 64 else None,
-        )
+        options: dict[str, Text | str | None] = {**_rest(call, self.documents)}
+        options["scale"] = call.number(self.scale) if self.scale is not None else None
+        options["chunk"] = str(self.chunk) if self.chunk != 64 else None
+        return call.reference("gated_delta")(*call.operands[:5], **options)
 
 
 def _rest(call: Call, documents: bool) -> dict[str, Text]:

@@ -99,10 +99,12 @@ def _chunked(
     gate, beta = (_in_chunks(x.unsqueeze(-1), chunk, groups) for x in (gate_BSH, beta_BSH))  # [B, G, R, N, C, 1]
 
     # Logarithms of what is kept: from the beginning of the chunk to each position, between positions, and to its end.
-    kept = gate.cumsum(-2)
-    between = kept - kept.transpose(-2, -1)
+    # In float64, for a gate that closes makes sums so large that in float32 their differences would be 1e-3 off.
+    kept = gate.double().cumsum(-2)
+    between = (kept - kept.transpose(-2, -1)).to(v.dtype)
     ahead_CC = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
-    into, onwards, across = kept.exp(), (kept[..., -1:, :] - kept).exp(), kept[..., -1:, :].exp()
+    end = kept[..., -1:, :]
+    into, onwards, across = (logarithm.to(v.dtype).exp() for logarithm in (kept, end - kept, end))
     apart = ahead_CC
     if documents_BS is not None:
         filled_BS = F.pad(documents_BS, (0, -length % chunk), value=-1)
@@ -170,9 +172,11 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _DeltaContext, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[:5]
+        wanted, (*saved, documents, before) = ctx.needs_input_grad[:5], ctx.saved_tensors
+        scale, chunk = ctx.options
         with torch.enable_grad():
-            operands = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors[:5], wanted, strict=True)]
-            y, _memory = _chunked(*operands, *ctx.saved_tensors[5:], *ctx.options)
+            operands = [x.detach().requires_grad_(w) for x, w in zip(saved, wanted, strict=True)]
+            q, k, v, gate, beta = operands
+            y, _memory = _chunked(q, k, v, gate, beta, documents, before, scale, chunk)
         found = iter(torch.autograd.grad(y, [x for x in operands if x.requires_grad], gradient))
         return (*(next(found) if w else None for w in wanted), None, None, None, None)

@@ -36,10 +36,16 @@ def conv(
     if documents_BS is None:
         y_BSC = F.conv1d(wide_BTC.transpose(1, 2), weight_C1W, groups=x_BSC.shape[2]).transpose(1, 2)
     else:
-        own_BT = F.pad(documents_BS, (reach, 0), value=-1)
-        own_BSW = own_BT.unfold(1, reach + 1, 1) == documents_BS.unsqueeze(-1)
-        seen_BSCW = torch.where(own_BSW.unsqueeze(2), wide_BTC.unfold(1, reach + 1, 1), 0.0)
+        ids_BSW = _windows(F.pad(documents_BS, (reach, 0), value=-1), reach + 1)
+        own_BS1W = (ids_BSW == documents_BS.unsqueeze(-1)).unsqueeze(2)
+        seen_BSCW = torch.where(own_BS1W, _windows(wide_BTC, reach + 1), 0.0)
         y_BSC = torch.einsum("bscw,cw->bsc", seen_BSCW, weight_C1W.squeeze(1))
     if bias_C is not None:
         y_BSC = y_BSC + bias_C.to(y_BSC.dtype)
     return y_BSC.to(x_BSC.dtype)
+
+
+def _windows(x: Tensor, width: int) -> Tensor:
+    """[B, S, ..., W] of x [B, S + W - 1, ...]: what each position sees."""
+    length = x.shape[1] - width + 1
+    return torch.stack([x[:, w : w + length] for w in range(width)], dim=-1)

@@ -113,8 +113,8 @@ model m(tokens: ids[B, S]) -> logits: [B, S, V] {
   k = linear(x, D -> [2, D])
   keep k
   seen = attend(linear(x, D -> [2, D]) as q, k, k, mask: causal)
-  other = linear(seen, [2, D] -> V) + linear(conv(x, width: 3), D -> V) as side
-  logits = other + linear(attention(x, heads: 2, width: D), D -> V) as third
+  x += linear(seen, [2, D] -> D) as out
+  logits = linear(conv(attention(x, heads: 2, width: D), width: 3), D -> V)
 }
 """,
         tmp_path,

@@ -16,7 +16,7 @@ from .test_properties import COUNTED, inputs
 
 HEAD = """dsk 1
 
-use std { attention, swiglu, mlp, moe }
+use std { attention, swiglu, mlp, moe, gated_delta_net }
 
 block residual(x: [B, S, D], f: block) -> [B, S, D] {
   return x + f(rms_norm(x) as norm)
@@ -108,6 +108,33 @@ BODIES = {
         o = o + attend(q, k, v, mask: causal & documents, sinks: parameter([H]) as other)
         o = o + attend(q, k, v, mask: causal & (blocks(size: 2) | window(2)), softcap: 3)
         x += linear(o, [H, E] -> D) as out""",
+    "a convolution and a delta rule in the model itself": """
+        x += linear(conv(x, width: 3, bias: true) as first, D -> D) as mid
+        h = linear(x, D -> [H, E])
+        keep h
+        x += linear(attend(linear(x, D -> [H, E]) as ask, h, h, mask: causal), [H, E] -> D) as seen
+        q = l2_norm(reshape(conv(x, width: 2) as second, D -> [2, D / 2]))
+        v = linear(x, D -> [H, E])
+        gate = -1 * softplus(linear(x, D -> H) as fade)
+        beta = sigmoid(linear(x, D -> H) as pace)
+        y = gated_delta(q, q, v, gate, beta, scale: 1, chunk: 2)
+        x = x + linear(y + gated_delta(q, q, v, gate, beta, chunk: 3), [H, E] -> D) as out""",
+    "three layers of linear attention, then one of attention": """
+        repeat 4 layers[i] {
+          x += if i % 4 == 3 then attention(rms_norm(x), heads: H, width: E, rope: rope()) else gated_delta_net(
+               rms_norm(x), heads: H, width: E, key_heads: 2, value: 6, chunk: 4)
+          x += swiglu(rms_norm(x), inner: F)
+        }""",
+    "linear attention of each document": """
+        repeat 2 layers {
+          x += gated_delta_net(rms_norm(x), heads: H, width: E, chunk: 4, documents: true)
+        }""",
+    "one linear attention for all layers": """
+        mix = gated_delta_net(heads: H, width: E, chunk: 4)
+        repeat 1 layers {
+          x += mix(rms_norm(x))
+        }
+        x += mix(mix(x))""",
     "what came before a repeat, after it and in it": f"""
         x0 = x
         repeat 3 layers {{

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NANO = {  # settings that make each shipped spec small enough to interpret
     "deepseek_7b": ("V=96", "D=64", "F=40", "H=8"),  # over 8 ranks, as its plan has it
     "deepseek_nano": ("V=97", "D=32", "F=40", "H=4"),
+    "gated_delta_nano": ("V=97", "D=32", "F=40", "H=4", "G=2", "E=8"),
     "llama2_7b": ("V=97", "D=32", "F=40", "H=4"),
     "llama31_8b": ("V=97", "D=32", "F=40", "H=4", "G=2"),
     "mistral_7b": ("V=97", "D=32", "F=40", "H=4", "G=2"),

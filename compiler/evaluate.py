@@ -162,7 +162,7 @@ class Evaluator:
             return None
         if isinstance(node, s.Name) and value.axis.size.is_constant:
             return Axis(node.text, value.axis.size)
-        return value.axis if isinstance(node, s.Name) else Axis(_axis_name(node), value.axis.size)
+        return value.axis if isinstance(node, s.Name | s.Path) else Axis(_axis_name(node), value.axis.size)
 
     def _unary(self, node: s.Unary, frame: Frame, consumer: str | None) -> Expressed:
         if node.operator == "not":

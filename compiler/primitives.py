@@ -5,8 +5,10 @@ from __future__ import annotations
 from .ops import (
     arrange,
     attend,
+    compressed,
     elementwise,
     experts,
+    hashing,
     index,
     linear,
     norm,
@@ -15,10 +17,12 @@ from .ops import (
     quantize,
     recurrent,
     routing,
+    streams,
 )
 from .primitive import Primitive
 
 FAMILIES = (
-    linear, norm, parameter, elementwise, position, attend, index, recurrent, routing, experts, arrange, quantize,
+    linear, norm, parameter, elementwise, position, attend, index, compressed, recurrent, routing, hashing, experts,
+    arrange, streams, quantize,
 )  # fmt: skip
 PRIMITIVES: dict[str, Primitive] = {p.name: p for family in FAMILIES for p in family.PRIMITIVES}

@@ -25,26 +25,27 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    BalanceBias Capacity Conv Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
-    Parameter RMSNorm SpecModule Tensor YarnScaling
+    BalanceBias BlockLinear Capacity Conv Embed GroupedLinear HashExperts LayerNorm Linear LinearScaling Llama3Scaling
+    Model NamedTuple Output Parameter RMSNorm SpecModule Tensor YarnScaling
 """)
 
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
-    attention
-    blocks
-    cache causal clamp combine concat conv
+    attend_compressed attention
+    block_linear blocks
+    cache causal choose_entries clamp combine compress concat conv
     dispatch documents dropout
     embed enumerate everything exp
     gated_delta gather gelu gelu_tanh
     i index_keys isinstance
     kernels
-    l2_norm layer_norm linear load_balance log
-    map_heads
+    l2_norm layer_norm linear load_balance log lookup
+    map_heads mix
     nn noise normalize
+    outer
     quantize
     range reference relu rms_norm rope rope_table rows
-    self sequence_balance shift sigmoid silu softcap softmax softplus split sqrt
+    self sequence_balance shift sigmoid silu sinkhorn softcap softmax softplus split sqrt
     tanh tl top_k torch training triton
     unembed
     window within_capacity

@@ -18,10 +18,12 @@ from .spec_module import SpecModule
 
 __all__ = [
     "BalanceBias",
+    "BlockLinear",
     "Capacity",
     "Conv",
     "Embed",
     "GroupedLinear",
+    "HashExperts",
     "LayerNorm",
     "Linear",
     "Parameter",
@@ -50,6 +52,27 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return reference.linear(x, self.weight, self.bias, self.compute)
+
+
+class BlockLinear(nn.Module):
+    """`blocks` linear maps side by side, each of its part of x: weight [outputs, inputs], where `inputs` is what one
+    takes and `outputs` what all of them give."""
+
+    def __init__(self, outputs: int, inputs: int, blocks: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.block_linear(x, self.weight, self.blocks)
+
+    def extra_repr(self) -> str:
+        outputs, inputs = self.weight.shape
+        return f"{self.blocks} x ({inputs} -> {outputs // self.blocks})"
 
 
 class Embed(nn.Embedding):
@@ -216,3 +239,33 @@ class Capacity(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dropped.shape[0]}, factor={self.factor}"
+
+
+class HashExperts(nn.Module):
+    """The experts of each token by a table [vocabulary, choices] of integers below `experts`, which nothing trains.
+
+    A checkpoint brings its own. Without one it is a hash of the id, and experts far apart from there on, all different
+    (hash layers, arXiv:2106.04426, section 3).
+    """
+
+    table: Tensor
+
+    def __init__(self, vocabulary: int, choices: int, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+        self.register_buffer("table", torch.empty(vocabulary, choices, dtype=torch.int64))
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """The table of a model that begins from nothing."""
+        vocabulary, choices = self.table.shape
+        id_V1 = torch.arange(vocabulary, device=self.table.device).unsqueeze(-1)
+        first_V1 = (id_V1 * 2_654_435_761 % 2**32 >> 16) % self.experts  # Knuth's multiplicative hash
+        apart_K = torch.arange(choices, device=self.table.device) * (self.experts // choices)
+        self.table.copy_((first_V1 + apart_K) % self.experts)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return reference.lookup(tokens, self.table)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.table.shape)} of {self.experts}"

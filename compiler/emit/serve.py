@@ -100,7 +100,7 @@ class Serving(Function):
         region = absorb_region(region, self.names.owners, self.names.graph.sizes)
         ops = live(region, wanted)
         looking = [op for op in ops if keeps(op)] if newest_only else []
-        if any(isinstance(op.attributes, Keep) for op in looking):
+        if any(map(_keeps, looking)):
             looking = []  # what reads it follows in this body
         uses = _uses(ops, wanted)
         self.left.update(uses)

@@ -10,7 +10,7 @@ from dskc.dsl.dims import Dim
 from ..ir import Axis, DType, Op, TensorType, Value, product
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from ..values import ArrowValue
+from ..values import ArrowValue, Size
 from .base import Operation, RowOperation, Saved, ShapeError, check_all_but_last, common_dtype, last_axis
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Concat(Operation):
         for part in parts:
             size = size + part.axes[-1].size
         names = "".join(dict.fromkeys(part.axes[-1].name for part in parts))
+        if str(size).isidentifier():  # parts of a dim make it whole again
+            names = str(size)
         return (TensorType((*first.axes[:-1], Axis(names, size)), common_dtype(*parts)),)
 
     def emit(self, call: Call) -> Text:
@@ -103,8 +105,8 @@ class Expand(Operation):
     def emit(self, call: Call) -> Text:
         if self.axis.size == Dim.of(1):
             return call.operand(0).method("unsqueeze(-2)")
-        kept = ", ".join(["-1"] * (len(call.op.result.type.axes) - 2))
-        return call.operand(0).method(f"unsqueeze(-2).expand({kept}, {call.size(self.axis.size)}, -1)")
+        kept = "-1, " * (len(call.op.result.type.axes) - 2)
+        return call.operand(0).method(f"unsqueeze(-2).expand({kept}{call.size(self.axis.size)}, -1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,13 @@ def _split(site: Site) -> tuple[Value, ...]:
     return site.builder.add(Split(axes), (site.tensor("x"),), site.span)
 
 
+def _expand(site: Site) -> Value:
+    times = site["times"]
+    assert isinstance(times, Size)
+    last_axis(site.tensor("x").type, "x")
+    return site.add(Expand(times.axis), site.tensor("x"))
+
+
 PRIMITIVES = (
     Primitive(
         Signature(
@@ -189,6 +198,14 @@ PRIMITIVES = (
             "The same numbers under other axes: `reshape(x, [H, E] -> H * E)`.",
         ),
         _reshape,
+    ),
+    Primitive(
+        Signature(
+            "expand",
+            (Parameter("x", Kind.TENSOR), Parameter("times", Kind.SIZE)),
+            "One more axis before the last, along which all is the same.",
+        ),
+        _expand,
     ),
     Primitive(
         Signature("split", (Parameter("x", Kind.TENSOR), Parameter("into", Kind.SIZES)), "Cuts the last axis."),

@@ -66,6 +66,37 @@ class Linear(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class BlockLinear(Operation):
+    """Operands: x [B, S, source], weight [O * R, source / O]. O linear maps, each of its part of x: [B, S, O, R]."""
+
+    source: tuple[Axis, ...]
+    target: tuple[Axis, Axis]
+
+    def written_sizes(self) -> tuple[Dim, ...]:
+        return (self.target[0].size,)
+
+    def infer(self, x: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
+        count = len(self.source)
+        if tuple(a.size for a in x.axes[-count:]) != tuple(a.size for a in self.source):
+            raise ShapeError(f"this maps `{flat(self.source).size}`, and gets {x}", "x")
+        return (TensorType((*x.axes[:-count], *self.target), common_dtype(x)),)
+
+    def flops(self, op: Op) -> Dim:
+        return Dim.of(2) * op.operands[0].type.elements * self.target[1].size
+
+    def saved(self, op: Op) -> Saved:
+        return Saved(op.operands[:1])
+
+    def emit(self, call: Call) -> Text:
+        x = call.operand(0)
+        if len(self.source) > 1:
+            x = x.method(f"flatten({-len(self.source)})")
+        sizes = ", ".join(call.size(a.size) for a in self.target)
+        return call.apply(call.module(1), x).method(f"unflatten(-1, ({sizes}))")
+
+
+@dataclass(frozen=True, slots=True)
 class Embed(Operation):
     """Operands: tokens (integers), weight [vocabulary, width]."""
 
@@ -114,6 +145,19 @@ def _linear(site: Site) -> Value:
     return site.add(op, x, *made, *rest)
 
 
+def _block_linear(site: Site) -> Value:
+    x = site.tensor("x")
+    axes = _arrow(site, x)
+    assert axes.source is not None
+    if len(axes.target) != 2:
+        raise ShapeError("the result of `block_linear` is blocks of equal width, `-> [O, R]`", "axes")
+    blocks, width = axes.target
+    whole = flat(axes.source)
+    weight = Weight("weight", ((blocks, width), (Axis(whole.name, whole.size / blocks.size),)))
+    made = site.weights("BlockLinear", weight, blocks=blocks.size)
+    return site.add(BlockLinear(axes.source, (blocks, width)), x, *made)
+
+
 def _embed(site: Site) -> Value:
     tokens = site.tensor("tokens")
     axes = site["axes"]
@@ -149,6 +193,15 @@ PRIMITIVES = (
             "A learned linear map of the last axes.",
         ),
         _linear,
+        weighted=True,
+    ),
+    Primitive(
+        Signature(
+            "block_linear",
+            (Parameter("x", Kind.TENSOR), Parameter("axes", Kind.ARROW, doc="to O blocks of R: `[H, E] -> [O, R]`")),
+            "O learned linear maps, each of its part of the last axes.",
+        ),
+        _block_linear,
         weighted=True,
     ),
     Primitive(

@@ -10,7 +10,7 @@ from dskc.dsl.dims import Dim
 from ..ir import Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
-from .base import RowOperation, Saved, check_floating, last_axis
+from .base import RowOperation, Saved, ShapeError, check_floating, last_axis
 from .weights import Weight
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm(RowOperation):
-    """Operands: x [.., D], weight [D]. Source: arXiv:1910.07467."""
+    """Operands: x [.., D], and weight [D] where there is one. Source: arXiv:1910.07467."""
 
     eps: float
     offset: float = 0.0
 
-    def infer(self, x: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+    def infer(self, x: TensorType, *weight: TensorType) -> tuple[TensorType, ...]:
         check_floating(x, "x")
         return (x,)
 
@@ -33,15 +33,17 @@ class RmsNorm(RowOperation):
         return Saved(extra=_saved_by_norm(op))
 
     def emit(self, call: Call) -> Text:
+        if len(call.op.operands) == 1:
+            return call.reference("rms_norm")(call.operand(0), eps=call.number(self.eps))
         if call.op.operands[1] in call.modules:
             return call.apply(call.module(1), call.operand(0))
         offset = call.number(self.offset) if self.offset else None
         return call.reference("rms_norm")(*call.operands, call.number(self.eps), offset=offset)
 
     def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
-        x, weight = operands
+        x, *weight = operands
         factor = ((x * x).mean() + self.eps).rsqrt().called("factor")
-        return (x * factor * (weight + self.offset),)
+        return (x * factor * (weight[0] + self.offset) if weight else x * factor,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,11 @@ def _saved_by_norm(op: Op) -> tuple[tuple[Dim, str], ...]:
 def _rms_norm(site: Site) -> Value:
     x = site.tensor("x")
     eps, offset = site.positive("eps", zero=True), float(site.number("offset"))
+    if not site["weight"]:
+        if offset:
+            raise ShapeError("`offset` is added to a weight, and there is none", "offset", code="DSK0131")
+        last_axis(x.type, "x")
+        return site.add(RmsNorm(eps), x)
     options = {"eps": eps, "offset": offset} if offset else {"eps": eps}
     weight = Weight("weight", ((last_axis(x.type, "x"),),), "ones" if not offset else "zeros")
     return site.add(RmsNorm(eps, offset), x, *site.weights("RMSNorm", weight, **options))
@@ -137,6 +144,7 @@ PRIMITIVES = (
                 Parameter("x", Kind.TENSOR),
                 Parameter("eps", Kind.FLOAT, 1e-6, doc="added to the mean square"),
                 Parameter("offset", Kind.FLOAT, 0.0, doc="added to the weight: 1 in Gemma"),
+                Parameter("weight", Kind.BOOL, True, doc="multiplies by a learned weight"),
             ),
             "x / sqrt(mean(x²) + eps) * weight (arXiv:1910.07467).",
         ),

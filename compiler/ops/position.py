@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from dskc.dsl.dims import Dim
+from dskc.dsl.dims import Dim, floor
 
 from ..ir import Axis, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
@@ -35,6 +35,30 @@ class Positions(Operation):
             return call.text("cache").method(f"positions({like})")
         axis = [a.size for a in call.op.operands[0].type.axes].index(self.axis.size)
         return call.text(f"torch.arange({like}.shape[{axis}], device={like}.device)")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPositions(Operation):
+    """Where each whole group of `size` positions along an axis of the operand begins; with a cache, from the first."""
+
+    axis: Axis
+    size: int
+    invariant: ClassVar[bool] = True
+
+    def infer(self, like: TensorType) -> tuple[TensorType, ...]:
+        return (TensorType((group_axis(self.axis, self.size),), DType.INT64),)
+
+    def emit(self, call: Call) -> Text:
+        like = call.operand(0)
+        if call.serving:
+            return call.text("cache").method(f"group_positions({like}, {self.size})")
+        axis = [a.size for a in call.op.operands[0].type.axes].index(self.axis.size)
+        return call.text(f"torch.arange({like}.shape[{axis}] // {self.size}, device={like}.device) * {self.size}")
+
+
+def group_axis(axis: Axis, size: int) -> Axis:
+    """The axis of the whole groups of `size` positions along another."""
+    return Axis("C", floor(axis.size / size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +91,7 @@ class Rope(RowOperation):
     """Operands: x [B, S, .., E], cos and sin. Rotates the first `width` of the last axis."""
 
     pairs: str = "half"
+    inverse: bool = False  # the other way
 
     def infer(self, x: TensorType, cos: TensorType, sin: TensorType) -> tuple[TensorType, ...]:
         return (x,)
@@ -76,10 +101,14 @@ class Rope(RowOperation):
 
     def emit(self, call: Call) -> Text:
         pairs = call.string(self.pairs) if self.pairs != "half" else None
-        return call.reference("rope")(*call.operands, pairs=pairs)
+        x, cos, sin = call.operands
+        if self.inverse:
+            sin = call.text(f"-{sin}")
+        return call.reference("rope")(x, cos, sin, pairs=pairs)
 
     def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
         x, cos, sin = operands
+        sin = -sin if self.inverse else sin
         a, b, *rest = x.divided()
         return ((a * cos - b * sin).joined(b * cos + a * sin, *rest),)
 
@@ -121,16 +150,34 @@ def _rope(site: Site) -> Value:
     check_floating(x.type, "x")
     if len(x.type.axes) < 3:
         raise ShapeError(f"`rope` needs [B, S, .., E], and gets {x.type}", "x")
-    axis = x.type.axes[1]
+    axis, every = x.type.axes[1], int(site.number("every"))
+    if every < 1:
+        raise ShapeError(f"`every` is at least 1, not {every}", "every", code="DSK0131")
+    if every > 1:
+        return _rope_of_groups(site, x, axis, every)
     tokens = site.builder.tokens_along(axis)
     if tokens is None:
         raise ShapeError(
             f"`rope` turns by position along the second axis, and `{axis.size}` is no axis of an input", "x"
         )
+    positions = site.builder.one(Positions(axis), (tokens,), site.span, "position")
+    return _turned(site, x, positions)
+
+
+def _rope_of_groups(site: Site, x: Value, axis: Axis, every: int) -> Value:
+    """Entries that stand for groups of positions, turned by where each group begins."""
+    for tokens in site.builder.root.inputs.values():
+        for along in tokens.type.axes:
+            if group_axis(along, every).size == axis.size:
+                kind = GroupPositions(along, every)
+                return _turned(site, x, site.builder.one(kind, (tokens,), site.span, f"position_of_{every}"))
+    title = f"`rope` turns the groups of {every} along an axis of an input, and these are `{axis.size}`"
+    raise ShapeError(title, "x")
+
+
+def _turned(site: Site, x: Value, positions: Value) -> Value:
     width = site["width"]
     last = width.axis if isinstance(width, Size) else x.type.axes[-1]
-    add = site.builder.one
-    positions = add(Positions(axis), (tokens,), site.span, "position")
     scaling = site["scaling"]
     assert scaling is None or isinstance(scaling, Record)
     for name, value in scaling.arguments if scaling else ():
@@ -138,7 +185,7 @@ def _rope(site: Site) -> Value:
             raise ShapeError(f"`{name}` of the scaling is over 0", "scaling", code="DSK0131")
     table = RopeTable(site.positive("theta"), last, scaling)
     cos, sin = site.builder.add(table, (positions,), site.span)
-    return site.add(Rope(str(site["pairs"])), x, cos, sin)
+    return site.add(Rope(str(site["pairs"]), bool(site["inverse"])), x, cos, sin)
 
 
 PRIMITIVES = (
@@ -151,6 +198,8 @@ PRIMITIVES = (
                 Parameter("pairs", Kind.SYMBOL, "half", ("half", "interleaved"), doc="which two turn together"),
                 Parameter("width", Kind.SIZE, None, doc="how much of the last axis turns; all of it unless told"),
                 Parameter("scaling", Kind.RECORD, None, records=SCALINGS, doc="to reach longer contexts"),
+                Parameter("inverse", Kind.BOOL, False, doc="turns back"),
+                Parameter("every", Kind.INT, 1, doc="positions from one along the axis to the next"),
             ),
             "Rotary position embedding along the second axis (arXiv:2104.09864).",
         ),

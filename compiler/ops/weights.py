@@ -18,11 +18,13 @@ class Weight:
     name: str
     groups: tuple[tuple[Axis, ...], ...]
     init: str = "normal"
-    state: str | None = None  # no parameter but a buffer: `saved` in the state dict and checkpoints, or only `counted`
+    state: str | None = None  # no parameter but a buffer: `saved` in the state dict and checkpoints (a `table` holds
+    # integers), or only `counted`
 
     @property
     def type(self) -> TensorType:
-        return TensorType(tuple(flat(group) for group in self.groups), DType.FP32 if self.state else DType.PARAMS)
+        kinds = {None: DType.PARAMS, "table": DType.INT64}
+        return TensorType(tuple(flat(group) for group in self.groups), kinds.get(self.state, DType.FP32))
 
     @property
     def elements(self) -> Dim:

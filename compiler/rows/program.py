@@ -143,7 +143,7 @@ class _Builder:
         self.writing = Writing(Nodes(), lambda axis: self.columns(axis)[0])
         self.lead = lead_axes(region)
         self.known: dict[Dim, tuple[Columns, tuple[Part, ...]]] = {}
-        self.taken: set[str] = set()
+        self.taken = {"N"}  # what kernels call the number of rows
         for op in region.ops:
             if isinstance(op.attributes, Rope):
                 self._divide(op.attributes, op.operands[0].type.axes[-1], op.operands[1].type.axes[-1])

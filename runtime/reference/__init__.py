@@ -24,12 +24,13 @@ from .activation import (
 )
 from .arrange import concat, gather, shift, split
 from .attention import attention
+from .compressed import attend_compressed, choose_entries, compress
 from .conv import conv
 from .delta import gated_delta
 from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
 from .index import index_keys
-from .linear import embed, linear, map_heads, unembed
+from .linear import embed, linear, lookup, map_heads, unembed
 from .loss import next_token, token_losses
 from .mask import Mask, blocks, causal, documents, everything, window
 from .norm import l2_norm, layer_norm, rms_norm
@@ -37,6 +38,7 @@ from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from .routing import load_balance, normalize, sequence_balance, top_k, z_loss
+from .streams import block_linear, mix, outer, sinkhorn
 
 __all__ = [
     "LinearScaling",
@@ -44,11 +46,15 @@ __all__ = [
     "Mask",
     "Rows",
     "YarnScaling",
+    "attend_compressed",
     "attention",
+    "block_linear",
     "blocks",
     "causal",
+    "choose_entries",
     "clamp",
     "combine",
+    "compress",
     "concat",
     "conv",
     "dispatch",
@@ -68,10 +74,13 @@ __all__ = [
     "linear",
     "load_balance",
     "log",
+    "lookup",
     "map_heads",
+    "mix",
     "next_token",
     "noise",
     "normalize",
+    "outer",
     "quantize",
     "relu",
     "rms_norm",
@@ -81,6 +90,7 @@ __all__ = [
     "shift",
     "sigmoid",
     "silu",
+    "sinkhorn",
     "softcap",
     "softmax",
     "softplus",

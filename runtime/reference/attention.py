@@ -49,7 +49,7 @@ def attention(
         allowed = None if isinstance(mask, Everything) else mask.allowed(queries, keys, q_BSHE.device)
         if select is not None:
             allowed = selected(select, keys) if allowed is None else allowed & selected(select, keys)
-        return _written_out(q_BSHE, k_BTGE, v_BTGE, allowed, scale, dropout if training else 0.0, softcap, sinks)
+        return written_out(q_BSHE, k_BTGE, v_BTGE, allowed, scale, dropout if training else 0.0, softcap, sinks)
     is_causal, allowed = False, None
     if isinstance(mask, Causal) and queries == keys:
         is_causal = True  # by a branch: to torch.export and torch.compile, `queries == keys` may be a symbol
@@ -82,7 +82,7 @@ def selected(select_BSK: Tensor, keys: int) -> Tensor:
     return found.scatter(2, place_BSK, True)[..., :keys]
 
 
-def _written_out(
+def written_out(
     q_BSHE: Tensor,
     k_BTGE: Tensor,
     v_BTGE: Tensor,

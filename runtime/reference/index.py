@@ -26,7 +26,7 @@ def index_keys(q_BSHE: Tensor, k_BTE: Tensor, weight_BSH: Tensor, top: int, mask
         allowed = None if mask is None else mask.simplified(keys).allowed(queries, keys, q_BSHE.device)
         step = queries
         if not torch.compiler.is_exporting():  # the program is for other lengths too
-            step = max(1, MOST_SCORES // (q_BSHE.shape[0] * heads * keys))
+            step = max(1, MOST_SCORES // max(1, q_BSHE.shape[0] * heads * keys))
         k_BET = wide(k_BTE).transpose(1, 2).unsqueeze(1)
         chosen = []
         for start in range(0, queries, step):

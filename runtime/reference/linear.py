@@ -27,6 +27,11 @@ def embed(tokens: Tensor, weight: Tensor) -> Tensor:
     return F.embedding(tokens, weight)
 
 
+def lookup(tokens: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table [V, K] of integers for tokens (integers, [...]): [..., K]."""
+    return table[tokens]
+
+
 def unembed(x: Tensor, weight: Tensor) -> Tensor:
     """Logits [..., V] of x [..., D] against an embedding's weight [V, D]: the tied head (arXiv:1608.05859)."""
     return linear(x, weight)

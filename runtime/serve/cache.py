@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from ..reference import compress
 from ..reference.state import State
 
 FIRST_POSITIONS = 64  # of a new buffer; it doubles when full, so that short texts stay cheap
@@ -99,6 +100,31 @@ class Cache:
         """What an operation carries from pass to pass, under the names of the block's view and these."""
         return _State(self._store, (*self._path, *names))
 
+    def group_positions(self, tokens: Tensor, size: int) -> Tensor:
+        """Where each whole group of `size` positions begins, of all up to the end of tokens [B, S]: int64 [C]."""
+        _, stop = self._span(tokens)
+        return torch.arange(stop // size, device=self._store.device) * size
+
+    def compress(self, name: str, x: Tensor, gate: Tensor, bias: Tensor, overlap: bool = False) -> Tensor:
+        """`reference.compress` of all positions so far, of which x and gate [B, S, W] are the newest: [B, C, E].
+
+        Kept are the entries, one for every M positions (bias is [M, W]), and of x and gate the positions of the group
+        that is not whole yet, with `overlap` also those of the one before it. Problem when the capacity is passed.
+        """
+        start, stop = self._span(x)
+        size, path = bias.shape[0], (*self._path, name)
+        done = start // size
+        first = max(0, done - 1) if overlap else done  # the group that x and gate begin with, once joined
+        left = (max(0, stop // size - 1) if overlap else stop // size) - first
+        joined = []
+        for what, new in (("x", x), ("gate", gate)):
+            state = self.state(name, what)
+            before = state.read()
+            joined.append(new if before is None else torch.cat((before, new), dim=1))
+            state.write(joined[-1][:, left * size :].clone())
+        entries = compress(*joined, bias, overlap)[:, done - first :]
+        return self._write(path, entries, done, stop // size)
+
     def advance(self, n: int) -> None:
         """Count the n positions of this pass, kept by every block, as past, and its states as those to go on from."""
         store = self._store
@@ -123,8 +149,11 @@ class Cache:
         return store.length, stop
 
     def _append(self, name: str, new: Tensor) -> Tensor:
-        start, stop = self._span(new)
-        store, path = self._store, (*self._path, name)
+        return self._write((*self._path, name), new, *self._span(new))
+
+    def _write(self, path: tuple[str | int, ...], new: Tensor, start: int, stop: int) -> Tensor:
+        """Puts `new` at start to stop of a buffer, and returns what there is up to there."""
+        store = self._store
         buffer = store.buffers.get(path)
         if buffer is None or buffer.shape[1] < stop:
             buffer = store.buffers[path] = self._grown(buffer, new, start, stop)

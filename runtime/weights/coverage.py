@@ -23,6 +23,7 @@ class ImportPlan:
 
     assignments: dict[str, Expr]
     notes: tuple[str, ...] = ()
+    tables: frozenset[str] = frozenset()  # those that hold integers
 
 
 def plan_import(

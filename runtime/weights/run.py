@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def import_run(
             print(note)
         ids = _tokenizer(tokenizer, checkpoint, vocabulary)
         buffers = {name: value.dtype for name, value in empty.named_buffers()}  # these keep a dtype of their own
+        plan = replace(plan, tables=frozenset(name for name, kind in buffers.items() if not kind.is_floating_point))
         state = {
             name: value.to(buffers.get(name) or (dtype_of(dtype) if dtype else _trainable(value.dtype)))
             for name, value in read_weights(plan, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ def read_weights(plan: ImportPlan, source: Source, dtype: torch.dtype | None = N
     floating-point, or not finite.
     """
     for parameter, expr in plan.assignments.items():
-        value = apply(expr, lambda name: _floats(name, source))
-        yield parameter, value.to(dtype or value.dtype).contiguous()
+        whole = parameter in plan.tables
+        value = apply(expr, partial(_integers if whole else _floats, source=source))
+        yield parameter, value.to(torch.int64 if whole else dtype or value.dtype).contiguous()
 
 
 def import_weights(plan: ImportPlan, source: Source, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -52,6 +54,14 @@ def export_weights(rules: Sequence[Mapping[str, object]], state: Mapping[str, Te
     if faults := [fault for name, used in parts.items() if (fault := misuse(name, used, shapes[name]))]:
         raise Problem("the map cannot be inverted: " + "; ".join(faults))
     return {name: value.contiguous() for name, value in assemble(pieces, shapes.__getitem__).items()}
+
+
+def _integers(name: str, source: Source) -> Tensor:
+    value = source.read(name)
+    if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+        found = str(value.dtype).removeprefix("torch.")
+        raise Problem(f"`{name}` of {source.path} holds {found}, and is a table of integers")
+    return value
 
 
 def _floats(name: str, source: Source) -> Tensor:

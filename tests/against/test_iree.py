@@ -181,6 +181,27 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "next_token": (reference.next_token, _normal(B, S, V), TOKENS),
     "token_losses": (lambda x, t: reference.token_losses(x, t, 1e-2, 0.1), _normal(B, S, V), TOKENS),
     "l2_norm": (reference.l2_norm, ELEMENTWISE),
+    "lookup": (reference.lookup, TOKENS, torch.arange(2 * V).view(V, 2)),
+    "block_linear": (lambda x, weight: reference.block_linear(x, weight, 2), _normal(B, S, D), _normal(6, D // 2)),
+    "mix": (reference.mix, _normal(B, S, 3, D), _normal(B, S, 3, 4)),
+    "mix, into one": (reference.mix, _normal(B, S, 3, D), _normal(B, S, 3)),
+    "outer": (reference.outer, _normal(B, S, D), _normal(B, S, 3)),
+    "sinkhorn": (lambda x: reference.sinkhorn(x, 3), _normal(B, S, 4, 4).exp()),
+    "compress": (reference.compress, _normal(B, S, D), _normal(B, S, D) * 2, _normal(2, D)),
+    "compress, with overlap": (
+        lambda x, gate, bias: reference.compress(x, gate, bias, overlap=True),
+        *(_normal(B, S, D), _normal(B, S, D) * 2, _normal(2, D)),
+    ),
+    "choose_entries": (
+        lambda q, k, weight, position: reference.choose_entries(q, k, weight, position, 2, 2),
+        *(Q, _normal(B, 3, E), _normal(B, S, H), torch.arange(S)),
+    ),
+    "attend_compressed": (
+        lambda q, kv, sinks, entries, chosen: reference.attend_compressed(
+            *(q, kv, sinks, entries, chosen), size=2, mask=causal & window(3)
+        ),
+        *(Q, _normal(B, S, E), _normal(H), _normal(B, 3, E), _normal(B, S, 3) > 0),
+    ),
     "layer_norm": (reference.layer_norm, _normal(B, S, D), _normal(D), _normal(D)),
     "rms_norm": (lambda x, weight: reference.rms_norm(x, weight, offset=1.0), _normal(B, S, D), _normal(D)),
     "rope": (reference.rope, Q, _normal(S, E // 2), _normal(S, E // 2)),

@@ -116,13 +116,8 @@ class Cache:
         done = start // size
         first = max(0, done - 1) if overlap else done  # the group that x and gate begin with, once joined
         left = (max(0, stop // size - 1) if overlap else stop // size) - first
-        joined = []
-        for what, new in (("x", x), ("gate", gate)):
-            state = self.state(name, what)
-            before = state.read()
-            joined.append(new if before is None else torch.cat((before, new), dim=1))
-            state.write(joined[-1][:, left * size :].clone())
-        entries = compress(*joined, bias, overlap)[:, done - first :]
+        x, gate = (self._joined((name, what), new, left * size) for what, new in (("x", x), ("gate", gate)))
+        entries = compress(x, gate, bias, overlap)[:, done - first :]
         return self._write(path, entries, done, stop // size)
 
     def advance(self, n: int) -> None:
@@ -136,6 +131,14 @@ class Cache:
         """Forget all positions and states; the memory of positions stays, for the next text."""
         self._store.length = 0
         self._store.states, self._store.coming = {}, {}
+
+    def _joined(self, names: tuple[str, ...], new: Tensor, kept: int) -> Tensor:
+        """`new` behind what a state holds of the positions before; from place `kept` on it is what the state holds."""
+        state = self.state(*names)
+        before = state.read()
+        joined = new if before is None else torch.cat((before, new), dim=1)
+        state.write(joined[:, kept:].clone())
+        return joined
 
     def _span(self, new: Tensor) -> tuple[int, int]:
         store = self._store

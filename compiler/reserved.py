@@ -32,14 +32,17 @@ CLASSES = _words("""
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
     attention
-    cache causal clamp combine concat
+    cache causal clamp combine compressed concat
     dispatch documents dropout
     embed enumerate everything exp
     gather gelu gelu_tanh
     i isinstance
+    join
     kernels
     layer_norm linear load_balance log
     nn noise normalize
+    or_empty
+    part_ids parts pool
     quantize
     range reference relu rms_norm rope rope_table rows
     self sequence_balance shift sigmoid silu softcap softmax softplus split sqrt

@@ -137,7 +137,7 @@ class Builder:
         found = self.root.inputs.get("documents")
         batch, sequence = like.type.axes[:2]
         if len(self.inputs_along(sequence)) > 1 or (found is not None and found.type.axes[1].size != sequence.size):
-            title = f"`documents` are those of one input's tokens, and `{sequence.size}` is not that sequence: leave them out"
+            title = f"`documents` are those of one input's tokens, not of `{sequence.size}`: leave them out"
             raise ShapeError(title, "mask", code="DSK0190")
         if found is None:
             found = self.root.inputs["documents"] = Value(TensorType((batch, sequence), DType.INT64), "documents")

@@ -157,8 +157,8 @@ REGRESS = Signature(
 )
 OPEN_KEYS = {
     "train": {
-        OBJECTIVE: "what to make small: `next_token(result, ahead: 1)`, `classify(result)`, `regress(result)` and losses of the "
-        "model by name, weighted",
+        OBJECTIVE: "what to make small: `next_token(result, ahead: 1)`, `classify(result)`, `regress(result)` and "
+        "losses of the model by name, weighted",
         DATA_DIM: "the length of a sequence; any dim of the data stands so, under its own name",
     },
     "plan": {f"{PLACEMENTS}.NAME -> AXIS": f"a dim, or {', '.join(SHARDABLE)}, cut over a mesh axis that divides it"},

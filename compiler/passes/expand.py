@@ -17,7 +17,7 @@ from ..calls import Calls
 from ..dims import model_dims
 from ..evaluate import describe
 from ..frame import Frame, Shared
-from ..ir import Axis, Graph, TensorType, Value
+from ..ir import Axis, Graph, Value
 from ..ops.base import ShapeError
 from ..ops.elementwise import Elementwise
 from ..ops.structure import Keep
@@ -93,14 +93,14 @@ class _Expander:
                 frame.builder.inputs[param.name.text] = value
                 frame.names[param.name.text] = value
                 if param.kind.optional:
-                    self._optional(param, kind, frame)
+                    self._optional(param.name, param.kind, frame)
 
-    def _optional(self, param: s.Param, kind: TensorType, frame: Frame) -> None:
+    def _optional(self, name: s.Name, kind: s.Type, frame: Frame) -> None:
         """Notes an input that a batch may come without: it is then empty along its second axis."""
-        self.optional = (*self.optional, param.name.text)
+        self.optional = (*self.optional, name.text)
         if len(kind.axes) < 2:
             title = "an input that may be absent is empty along its second axis"
-            frame.report("DSK0144", title, param.kind.span, "write `name: [B, N, ..]?`")
+            frame.report("DSK0144", title, kind.span, "write `name: [B, N, ..]?`")
 
     def _results(self, syntax: s.Model, frame: Frame) -> tuple[Value, ...] | None:
         found: list[Value] = []

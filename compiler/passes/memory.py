@@ -78,7 +78,7 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
         if name in names
     )
     full, causal = flops(graph, recipe.length, lengths=recipe.lengths)
-    count = positions(graph, recipe)
+    length = positions(graph, recipe)
     return Memory(
         params=total_parameters(graph),
         repeats=tuple(repeats),
@@ -86,8 +86,8 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
         rest_unfused=unfused.total(),
         logits=logits,
         moments=1 if recipe.optimizer.name == "lion" else 2,
-        flops_per_token=causal // count,
-        flops_per_token_full=full // count,
+        flops_per_token=causal // length,
+        flops_per_token_full=full // length,
     )
 
 

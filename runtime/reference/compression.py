@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,16 @@ from .linear import linear
 from .norm import layer_norm
 
 
+class _Context(Context, Protocol):
+    eps: float
+
+
 class _Compressed(torch.autograd.Function):
     """`forward` is the block's formula; `backward` is its derivative where the restored form stands for x."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - the operands of three layers
-        ctx: Context,
+    def forward(
+        ctx: _Context,
         x: Tensor,
         down: Tensor,
         down_bias: Tensor,
@@ -32,7 +38,7 @@ class _Compressed(torch.autograd.Function):
         return layer_norm(x + linear(gelu(h), up, up_bias), weight, bias, eps)
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, down, up, up_bias, weight, bias = ctx.saved_tensors
         with torch.enable_grad():
             h = h.detach().requires_grad_()
@@ -47,7 +53,7 @@ class _Compressed(torch.autograd.Function):
         return by_x, by_down.to(down.dtype), by_down_bias.to(down.dtype), *by_own, None
 
 
-def compressed(  # noqa: PLR0913 - the operands of three layers
+def compressed(
     x: Tensor,
     down: Tensor,
     down_bias: Tensor,

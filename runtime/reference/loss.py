@@ -48,7 +48,7 @@ def next_token(
 
 
 def classify(scores_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Mean cross entropy in nats of scores [B, C] at labels (int64 [B]); a scalar in float32 (float64 as the scores)."""
+    """Mean cross entropy in nats of scores [B, C] at labels (int64 [B]): a scalar in float32 (float64 as they are)."""
     return F.cross_entropy(wide(scores_BC), labels_B)
 
 

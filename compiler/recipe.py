@@ -62,6 +62,7 @@ class TrainRecipe:
     init: Record
     save_every: int
     save_keep: int
+    balance_speed: float | None = None  # of biases that even out experts; None leaves them as they are
     doc: str | None = None
     default: bool = False
     lengths: tuple[tuple[str, int], ...] = ()  # of one sequence, along dims of the data other than B and S

@@ -25,8 +25,8 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output Parameter RMSNorm
-    SpecModule Tensor YarnScaling
+    BalanceBias Capacity Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
+    Parameter RMSNorm SpecModule Tensor YarnScaling
 """)
 
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
@@ -40,6 +40,7 @@ CALLED = _words("""
     join
     kernels
     layer_norm linear load_balance log
+    map_heads
     nn noise normalize
     or_empty
     part_ids parts pool
@@ -48,7 +49,8 @@ CALLED = _words("""
     self sequence_balance shift sigmoid silu softcap softmax softplus split sqrt
     tanh tl top_k torch training triton
     unembed
-    window
+    window within_capacity
+    z_loss
 """)
 
 

@@ -107,7 +107,7 @@ TRAIN_KEYS = {
         _key("init", Kind.RECORD, records=INITS, doc="how weights begin"),
         _key("save.every", Kind.INT, doc="steps from checkpoint to checkpoint"),
         _key("save.keep", Kind.INT, doc="how many checkpoints are kept"),
-        _key("balance.speed", Kind.FLOAT, doc="kept for routers with a selection bias, which no primitive has yet"),
+        _key("balance.speed", Kind.FLOAT, doc="how far the bias of `balance_bias` moves after each step"),
     )
 }
 PLAN_KEYS = {

@@ -17,7 +17,7 @@ from .ops.experts import Experts
 from .ops.linear import Embed
 from .ops.norm import RmsNorm
 from .ops.position import RopeTable
-from .ops.routing import TopK
+from .ops.routing import GroupedTopK, TopK
 from .ops.structure import Repeat
 from .ops.weights import Weights
 from .signature import Record
@@ -74,7 +74,7 @@ def _of(op: Op, graph: Graph) -> Iterator[tuple[str, float]]:
             vocabulary, width = op.operands[1].type.axes
             yield "vocab_size", size(vocabulary.size)
             yield "hidden_size", size(width.size)
-        case TopK(k=best):
+        case TopK(k=best) | GroupedTopK(k=best):
             yield "num_experts_per_tok", best
         case Experts(count=count):
             for key in ("num_experts", "num_local_experts", "n_routed_experts"):

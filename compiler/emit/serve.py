@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dskc.dsl.source import Span
 
-from ..ir import Axis, Graph, Op, Region, Value, captures, walk
+from ..ir import Axis, DType, Graph, Op, Region, TensorType, Value, captures, walk
 from ..ops.experts import Experts
+from ..ops.heads import Choose
 from ..ops.structure import Block, Keep, Repeat
+from ..passes.absorb import absorb_region
 from .classes import Classes, capture_parameters, return_lines, return_type, user_site
-from .function import Function, Line, suffixed
+from .function import Function, Line, suffixed, use_counts
 from .model import fill_absent, signature
 from .names import Names, body_path, last_part
 from .text import ATOM, WIDTH, Text, call, fit, singular
@@ -81,10 +84,12 @@ class Serving(Function):
     """A body with a cache: kept values come back with all positions so far, and only what is wanted is computed."""
 
     file: ServeFile | None = None
+    shared: set[Value] = field(default_factory=set)  # what both bodies of a choice read
     applied: Counter[str] = field(default_factory=Counter)  # a block applied twice keeps what it keeps apart
 
     def part(self, region: Region, wanted: tuple[Value, ...], newest_only: bool = False) -> None:
         """The operations that `wanted` needs. `newest_only`: of the newest position, behind the last that keeps any."""
+        region = absorb_region(region, self.names.owners, self.names.graph.sizes)
         ops = live(region, wanted)
         looking = [op for op in ops if keeps(op)] if newest_only else []
         if any(isinstance(op.attributes, Keep) for op in looking):
@@ -99,6 +104,49 @@ class Serving(Function):
             else:
                 self.operation(op, uses + Counter(op.results), last=False)  # as a statement of its own
                 self.newest(region, _uses(ops[i + 1 :], wanted), op.span)
+
+    def spell(self, ops: Iterable[Op]) -> None:
+        """Has what either body of a choice reads assigned to variables first: it is written in both."""
+        ops = tuple(ops)
+        Function.spell(self, ops)
+        for op in ops:
+            if isinstance(op.attributes, Choose):
+                self.shared.update((*op.operands, *captures(op)))
+
+    def operation(self, op: Op, uses: Counter[Value], last: bool) -> None:
+        if isinstance(op.attributes, Choose):
+            self.choose(op)
+        elif self.shared & set(op.results):
+            Function.operation(self, op, uses + Counter(op.results), last=False)  # as a statement of its own
+        else:
+            Function.operation(self, op, uses, last)
+
+    def choose(self, op: Op) -> None:
+        """`if` and `else` over the numbers of positions, both of which give the same variable its value."""
+        attributes = op.attributes
+        assert isinstance(attributes, Choose)
+        counts = [use_counts(region) for region in op.regions]
+        for uses in counts:
+            self.left.update(uses)
+        lengths = (Value(TensorType((), DType.INT64), name) for name in ("new", "kept"))
+        new, kept = (self.bind(length) for length in lengths)
+        shapes = ", ".join(f"{self.take(value).at(ATOM)}.shape[1]" for value in op.operands)
+        self.write(f"{new}, {kept} = {shapes}", op.span)
+        target = self.bind(op.result, suffixed(op.result.name or "o", op.result.type))
+        words = (f"if {attributes.condition(new, kept)}:", "else:")
+        notes = (f"{attributes.layers} at the queries and behind attention", f"{attributes.layers} of all positions")
+        outer = self.indent
+        for word, note, region, uses in zip(words, notes, op.regions, counts, strict=True):
+            self.indent = outer
+            self.write(f"{word}  # {note}", op.span)
+            self.indent = f"{outer}    "
+            self.spell(region.ops)
+            for inner in region.ops:
+                self.operation(inner, uses, last=inner is region.ops[-1])
+            self.assign(target, self.take(region.results[0]), region.ops[-1].span)
+        self.indent = outer
+        for value in captures(op):
+            self.left[value] -= 1
 
     def take(self, value: Value) -> Text:
         if value.name == "documents" and value not in self.texts:

@@ -78,6 +78,7 @@ def emit_train(
         optimizer=_optimizer(recipe.optimizer),
         schedule=_schedule(recipe.schedule, recipe.optimizer),
         clip=_float(recipe.optimizer["clip"]),
+        balance=None if recipe.balance_speed is None else number(recipe.balance_speed),
     )
 
 
@@ -177,6 +178,7 @@ def recipe_text(graph: Graph, recipe: TrainRecipe) -> str:
             f"  optimizer {_spelled(recipe.optimizer)}",
             f"  schedule  {_spelled(recipe.schedule)}",
             f"  init      {_spelled(recipe.init)}",
+            *([] if recipe.balance_speed is None else [f"  balance   {{ speed = {recipe.balance_speed:g} }}"]),
             f"  save      {{ every = {recipe.save_every}, keep = {recipe.save_keep} }}",
             "}",
             "",
@@ -286,7 +288,8 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
             ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
             by = f", rows=kernels.{losses[term.kernel]}"
             lines.append(f"{name} = next_token({source}, batch.targets{ahead}{by})")
-            key = f"next_token_{term.result}" if many else "next_token"
+            plain = term.result == graph.results[0] and term.ahead == 1  # what held-out text is measured by
+            key = "next_token" if plain or not many else f"next_token_{term.result}"
             named.append((key, name))
         else:
             name = f"out.{term.loss}"
@@ -296,8 +299,11 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
     if len(terms) == 1 and terms[0].weight == 1:
         loss = lines[1].split(" = ", 1)[1]
         return [lines[0], f'return {{"loss": {loss}}}']
-    pairs = ", ".join(f'"{key}": {name}' for key, name in named)
-    return [*lines, f'return {{"loss": {total}, {pairs}}}']
+    pairs = [f'"{key}": {name}' for key, name in (("loss", total), *named)]
+    whole = f"return {{{', '.join(pairs)}}}"
+    if len(whole) + 4 <= WIDTH:
+        return [*lines, whole]
+    return [*lines, "return {", *(f"    {pair}," for pair in pairs), "}"]
 
 
 def _of_tasks(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[object, ...], str]) -> list[str]:

@@ -124,7 +124,7 @@ def _rope(site: Site) -> Value:
     inputs = site.builder.inputs_along(axis)
     if not inputs:
         raise ShapeError(
-            f"`rope` turns by position along the second axis, and `{axis.size}` is neither an axis of an input nor a sum",
+            f"`rope` turns by position along the second axis, and `{axis.size}` is no axis of inputs",
             "x",
         )
     width = site["width"]

@@ -15,7 +15,8 @@ from ..arguments import Binder
 from ..builder import Builder
 from ..evaluate import Evaluator
 from ..frame import Frame, Shared
-from ..ir import Graph
+from ..ir import Graph, walk
+from ..ops.routing import BalanceBias
 from ..program import Program, Said, Scope, SectionSource
 from ..ranges import check_ranges
 from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
@@ -39,6 +40,7 @@ DEFAULT_TOKENS = 20  # a parameter (arXiv:2203.15556, table 3: compute-optimal t
 DEFAULT_SEQUENCES = 32
 DEFAULT_LENGTH = 1024
 SEQUENCE = "S"  # the dim of the data that a recipe always has a size of
+BALANCE_SPEED = 1e-3  # arXiv:2412.19437, section 4.2
 UNSAID_TOKENS = 100_000_000  # of a recipe that is written down, but says nothing of `tokens`
 
 
@@ -90,8 +92,13 @@ def default_train(graph: Graph, parameters: int) -> TrainRecipe:
         init=filled("normal"),
         save_every=1000,
         save_keep=3,
+        balance_speed=BALANCE_SPEED if has_balance_bias(graph) else None,
         default=True,
     )
+
+
+def has_balance_bias(graph: Graph) -> bool:
+    return any(isinstance(op.attributes, BalanceBias) for op, _ in walk(graph.body))
 
 
 class _Reader:
@@ -135,6 +142,7 @@ class _Reader:
             init=_record(values, "init") or base.init,
             save_every=_first_int(values, "save.every") or base.save_every,
             save_keep=_first_int(values, "save.keep") or base.save_keep,
+            balance_speed=self._balance_speed(section, values, graph),
             doc=section.item.doc,
         )
 
@@ -273,6 +281,18 @@ class _Reader:
             self._report("DSK0131", f"`{key}` is at least 1", node.span, f"this is {show_number(value)}")
             return False
         return True
+
+    def _balance_speed(self, section: SectionSource, values: dict[str, Expressed], graph: Graph) -> float | None:
+        value = values.get("balance.speed")
+        if not isinstance(value, Fraction):
+            return None
+        said = section.settings["balance.speed"]
+        if value < 0:
+            self._report("DSK0131", "`balance.speed` is 0 or more", said.value.span, f"this is {show_number(value)}")
+        if not has_balance_bias(graph):
+            title = f"`{graph.name}` has no `balance_bias` to move"
+            self._report("DSK0170", title, said.key.span, "it stands in routers: `top_k(.., bias: balance_bias(X))`")
+        return float(value)
 
     def _lengths(self, section: SectionSource, graph: Graph) -> dict[str, int]:
         """The sizes that a recipe gives to dims of the data, by name."""

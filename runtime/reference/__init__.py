@@ -25,16 +25,16 @@ from .activation import (
 from .arrange import concat, gather, shift, split
 from .attention import attention
 from .compression import compressed
-from .experts import Rows, combine, dispatch
+from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
-from .linear import embed, linear, unembed
+from .linear import embed, linear, map_heads, unembed
 from .loss import classify, next_token, regress, token_losses, weighted
 from .mask import Mask, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
-from .routing import load_balance, normalize, sequence_balance, top_k
+from .routing import load_balance, normalize, sequence_balance, top_k, z_loss
 from .sequence import join, or_empty, part_ids, parts, pool
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "linear",
     "load_balance",
     "log",
+    "map_heads",
     "next_token",
     "noise",
     "normalize",
@@ -93,4 +94,6 @@ __all__ = [
     "unembed",
     "weighted",
     "window",
+    "within_capacity",
+    "z_loss",
 ]

@@ -23,6 +23,7 @@ from ..optim.optimizer import Optimizer
 from ..problem import Problem
 from .checkpoint import Position, State, list_checkpoints, read_checkpoint, write_checkpoint
 from .device import used_memory
+from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
 from .folder import write_json
@@ -93,7 +94,7 @@ class Run:
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self._dropped = model, optimizer, Dropped(model)
         if self._opened.checkpoint is not None:
             state: dict[str, State] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             read_checkpoint(self._opened.checkpoint, state)
@@ -143,6 +144,8 @@ class Run:
         if norm is not None:
             self._line["norm"] = float(norm)
         self._line |= losses
+        if self._dropped:
+            self._line["dropped"] = self._dropped.take()
         self._progress.update(step + 1, self._line["loss"], speed, seconds, used_memory(self.device))
 
     def finish(self) -> None:
@@ -150,7 +153,7 @@ class Run:
         held = self._held or self._evaluate(HELD_OUT_AT_END)
         lines = read_lines(self.folder.log)
         tokens = self.recipe.sequences * self.recipe.length
-        result = {
+        result: dict[str, object] = {
             "model": self.recipe.model,
             "steps": self.done,
             "tokens": self.done * tokens,
@@ -162,6 +165,9 @@ class Run:
             "tokens_per_s": round(self._timed * tokens / self._seconds, 1) if self._timed else None,
             "memory": used_memory(self.device),
         }
+        if shares := [line["dropped"] for line in lines if "dropped" in line]:
+            result["dropped"] = dropped = sum(shares) / len(shares)
+            self._progress.say(f"experts had no room for {dropped:.2%} of all choices")
         write_json(self.folder.path / "result.json", result)
         below = held.unigram_entropy - held.loss
         self._progress.say(

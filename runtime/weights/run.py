@@ -18,7 +18,7 @@ from .config import check_config
 from .coverage import plan_import
 from .source import open_source
 from .tokenizer import read_tokenizer
-from .transfer import import_weights
+from .transfer import read_weights
 
 
 def import_run(
@@ -62,9 +62,11 @@ def import_run(
         for note in plan.notes:
             print(note)
         ids = _tokenizer(tokenizer, checkpoint, vocabulary)
-        state = import_weights(plan, source, dtype_of(dtype) if dtype else None)
-        if dtype is None:
-            state = {name: value.to(_trainable(value.dtype)) for name, value in state.items()}
+        buffers = {name: value.dtype for name, value in empty.named_buffers()}  # these keep a dtype of their own
+        state = {
+            name: value.to(buffers.get(name) or (dtype_of(dtype) if dtype else _trainable(value.dtype)))
+            for name, value in read_weights(plan, source)
+        }
         stored = name_of(next(iter(state.values())).dtype)
         run_facts = Facts(
             model=model, spec=spec, spec_hash=spec_hash, precision=Precision(stored, stored, "fp32", "fp32")
@@ -73,7 +75,7 @@ def import_run(
         write_checkpoint(run.checkpoints, 0, state)
         if ids is not None:
             ids.save(str(run.tokenizer))
-    total = sum(value.numel() for value in state.values())
+    total = sum(value.numel() for name, value in state.items() if name not in buffers)
     print(f"{len(state)} tensors, {total:,} parameters in {stored}: {out}")
 
 

@@ -25,7 +25,7 @@ from differential import (
     our_gradients,
     their_gradients,
 )
-from families import FAMILIES, VOCABULARY, WINDOW, Family, build
+from families import FAMILIES, VOCABULARY, WINDOW, Family, build, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -57,7 +57,7 @@ class Models:
         if name not in self.built:
             family = FAMILIES[name]
             model = build(family.config)
-            model.save_pretrained(self.folder / name)
+            save(family, model, self.folder / name)
             tokens_BS = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
             with torch.inference_mode():
                 logits_BSV = model(tokens_BS).logits

@@ -28,7 +28,7 @@ from .experts import Rows, combine, dispatch
 from .grouped import grouped_linear
 from .linear import embed, linear, unembed
 from .loss import next_token, token_losses
-from .mask import Mask, causal, documents, everything, window
+from .mask import Mask, blocks, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
@@ -42,6 +42,7 @@ __all__ = [
     "Rows",
     "YarnScaling",
     "attention",
+    "blocks",
     "causal",
     "clamp",
     "combine",

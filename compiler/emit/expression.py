@@ -128,7 +128,10 @@ class Call:
         self.names.use("dskc.runtime.reference", name)
         spelled = []
         for key, value in record.arguments:
-            if value is None:
+            if value is None or value is True:  # what the classes take unless told
+                continue
+            if value is False:
+                spelled.append(f"{key}=False")
                 continue
             key = "original" if key == "from" else key
             assert isinstance(value, Fraction)

@@ -32,6 +32,7 @@ CLASSES = _words("""
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
     attention
+    blocks
     cache causal clamp combine compressed concat
     dispatch documents dropout
     embed enumerate everything exp

@@ -42,7 +42,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask expression. `causal`, `documents`, `window`, `&` and `|`, as a tree."""
+    """A mask expression: those of `masks.py`, `&` and `|`, as a tree."""
 
     operator: str
     operands: tuple[Mask, ...] = ()
@@ -61,7 +61,8 @@ class Mask:
             return f" {self.operator} ".join(parts)
         if not self.arguments:
             return self.operator
-        return f"{self.operator}({', '.join(str(v) for _, v in self.arguments)})"
+        named = len(self.arguments) > 1
+        return f"{self.operator}({', '.join(f'{k}: {v}' if named else str(v) for k, v in self.arguments)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Attend(Operation):
         if self.written_out:
             return self._saved_written_out(op)
         log_sum_exp = (batch * queries * heads, "fp32")
-        if self.mask is None or self.mask.names == {"causal"}:
+        if self.mask is None or self.mask.names in ({"causal"}, {"everything"}):
             return Saved((q, k, v, op.result), (log_sum_exp,))
         # A mask tensor is added to the scores in their dtype; kernels that take one have no grouped heads.
         mask = (queries * keys * (batch if "documents" in self.mask.names else 1), "compute")
@@ -96,7 +96,7 @@ class Attend(Operation):
             extra.append((scores, "fp32"))  # the tangents
         if self.dropout:
             extra += [(scores, "fp32"), (scores, "bool")]
-        if self.select or names:
+        if self.select or names - {"everything"}:
             extra.append((queries * keys * (batch if self.select or "documents" in names else 1), "bool"))
         return Saved(extra=tuple(extra))
 

@@ -29,7 +29,7 @@ from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
 from .linear import embed, linear, map_heads, unembed
 from .loss import classify, next_token, regress, token_losses, weighted
-from .mask import Mask, causal, documents, everything, window
+from .mask import Mask, blocks, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
@@ -44,6 +44,7 @@ __all__ = [
     "Rows",
     "YarnScaling",
     "attention",
+    "blocks",
     "causal",
     "clamp",
     "classify",

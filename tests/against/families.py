@@ -16,6 +16,9 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -33,6 +36,9 @@ WINDOW = 17  # positions, fewer than there are tokens
 # Of weights by name: attention that picks, and a residual stream so small that the eps of every norm counts.
 SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "down_proj": 0.05}
 NORMALISED = {"q_proj": 0.03, "k_proj": 0.03}  # where a norm follows, whose eps counts too
+# Norms behind attention and feed-forward make their results wide again, and embeddings are multiplied by sqrt(D).
+GEMMA = {"post_attention_layernorm": 0.02, "post_feedforward_layernorm": 0.02, "embed": 0.03}
+GPT_OSS = {"embed": 12.0}  # against biases everywhere, which are the same at every position
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,14 @@ def latent_dims(experts: int) -> tuple[str, ...]:
     return (*LATENT_DIMS, f"dims.X={experts}", "dims.Fx=24")
 
 
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 FAMILIES = {
     "llama": Family("llama2_7b", LlamaConfig(**sizes(HEADS), rms_norm_eps=1e-5, rope_parameters=rope(10_000.0))),
     "deepseek": Family("deepseek_7b", LlamaConfig(**sizes(HEADS), rms_norm_eps=1e-6, rope_parameters=rope(10_000.0))),
@@ -211,6 +225,66 @@ FAMILIES = {
         LlamaConfig(**sizes(), rms_norm_eps=1e-5, rope_parameters=rope(100_000.0), tie_word_embeddings=True),
         GROUPED,
     ),
+    "gemma2": Family(
+        "gemma2_2b",
+        Gemma2Config(
+            **sizes(),
+            rms_norm_eps=1e-6,
+            rope_parameters=rope(10_000.0),
+            head_dim=24,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+            attn_logit_softcapping=5.0,
+            final_logit_softcapping=0.01,
+        ),
+        (
+            *GROUPED,
+            "dims.E=24",
+            "layers.attention.scale=1 / sqrt(20)",
+            f"layers.attention.mask=if i % 2 == 0 then causal & window({WINDOW}) else causal",
+            "layers.attention.softcap=5",
+            "logits.cap=0.01",
+        ),
+    ),
+    "gemma3": Family(
+        "gemma3_270m",
+        Gemma3TextConfig(
+            **sizes(1) | {"num_hidden_layers": 7},
+            rms_norm_eps=1e-6,
+            head_dim=24,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+        ),
+        (
+            "dims.G=1",
+            "dims.E=24",
+            "layers.attention.scale=1 / sqrt(20)",
+            f"layers.attention.mask=if i % 6 == 5 then causal else causal & window({WINDOW})",
+        ),
+    ),
+    "gpt_oss": Family(
+        "gpt_oss_20b",
+        GptOssConfig(
+            **sizes(),
+            rms_norm_eps=1e-5,
+            rope_parameters=rope(150_000.0, **YARN),
+            head_dim=24,
+            sliding_window=WINDOW,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            swiglu_limit=0.8,
+            swiglu_alpha=1.5,
+        ),
+        (
+            *GROUPED,
+            "dims.E=24",
+            "dims.X=5",
+            f"layers.attention.mask=if i % 2 == 0 then causal & window({WINDOW}) else causal",
+            "layers.moe.top=2",
+            "layers.moe.limit=0.8",
+            "layers.moe.alpha=1.5",
+        ),
+    ),
 }
 
 
@@ -221,9 +295,12 @@ def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     parameters = dict(model.named_parameters())
     biases = {name: value for name, value in model.named_buffers() if name.endswith("e_score_correction_bias")}
     scales = SCALES | (NORMALISED if any("q_norm" in name for name in parameters) else {})
+    gemma = config.model_type.startswith("gemma")
+    scales |= GEMMA if gemma else GPT_OSS if config.model_type == "gpt_oss" else {}
     with torch.no_grad():
         for name, parameter in {**parameters, **biases}.items():
-            parameter.copy_(_drawn(name, parameter, scales, generator))
+            value = _drawn(name, parameter, scales, generator)
+            parameter.copy_(value - 1 if gemma and "norm" in name else value)  # Gemma keeps norms less 1
     return model
 
 
@@ -264,11 +341,11 @@ def ahead_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _drawn(name: str, like: Tensor, scales: Mapping[str, float], generator: torch.Generator) -> Tensor:
     value = torch.randn(like.shape, generator=generator)
-    if "norm" in name:
-        return 1 + 0.3 * value
-    if name.endswith("bias"):
-        return value
-    if "embed" in name:
-        return 0.01 * value
     scale = next((scale for part, scale in scales.items() if part in name), 1.0)
+    if "norm" in name:
+        return scale * (1 + 0.3 * value)
+    if name.endswith(("bias", "sinks")):
+        return min(scale, 1.0) ** 2 * value
+    if "embed" in name:
+        return 0.01 * scale * value
     return scale * value / math.sqrt(like.shape[-1])

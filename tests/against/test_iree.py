@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dskc.runtime import reference
 from dskc.runtime.export import CpuModule, compile_cpu, load_cpu, prefill, to_aten, to_mlir
 from dskc.runtime.problem import Problem
-from dskc.runtime.reference import attention, causal, dispatch, documents, window
+from dskc.runtime.reference import attention, blocks, causal, dispatch, documents, window
 from dskc.runtime.train.load import load_package
 
 pytest.importorskip("iree.compiler", reason="iree-base-compiler is not installed")
@@ -148,6 +148,7 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "causal": (lambda q, k, v: attention(q, k, v, causal), Q, KEYS, VALUES),
     "causal, one query": (lambda q, k, v: attention(q, k, v, causal), Q[:, -1:], KEYS, VALUES),
     "causal, the last queries": (lambda q, k, v: attention(q, k, v, causal), Q[:, -2:], KEYS, VALUES),
+    "blocks": (lambda q, k, v: attention(q, k, v, causal & blocks(1, 1, 1, 2)), Q, KEYS, VALUES),
     "window": (lambda q, k, v: attention(q, k, v, causal & window(3)), Q, KEYS, VALUES),
     "window, either": (lambda q, k, v: attention(q, k, v, window(2) | causal), Q, KEYS, VALUES),
     "documents": (lambda q, k, v, ids: attention(q, k, v, causal & documents(ids)), Q, KEYS, VALUES, DOCUMENTS),

@@ -21,6 +21,7 @@ from .ops.base import ShapeError
 from .passes.resolve import library_index
 from .primitive import Primitive, Site
 from .primitives import PRIMITIVES
+from .program import Scope
 from .signature import Signature
 from .values import POISON, ArrowValue, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
 
@@ -69,7 +70,7 @@ class Calls:
                 frame.report("DSK0118", f"`{name}` is {describe(value)}, not a block", node.callee.span)
                 return POISON
             # a number or tensor of a block's name does not hide it where it is called: `dropout(x, p: dropout)`
-        found = frame.scope.names.get(name)
+        found = self._scope(node, frame).names.get(name) or frame.scope.names.get(name)
         if isinstance(found, BlockDefinition):
             return found
         if name in PRIMITIVES:
@@ -85,6 +86,13 @@ class Calls:
         label = self._suggestion(name, frame)
         frame.report_unknown("block", name, node.callee.span, label)
         return POISON
+
+    def _scope(self, node: s.Call, frame: Frame) -> Scope:
+        """What names mean where a call is written: for an argument that a derived model says, in that one's file."""
+        source = node.callee.span.source
+        if source is frame.scope.source:
+            return frame.scope
+        return next((o.scope for o in frame.shared.overrides if o.span.source is source), frame.scope)
 
     def _suggestion(self, name: str, frame: Frame) -> str:
         library = library_index()

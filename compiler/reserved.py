@@ -37,7 +37,7 @@ CALLED = _words("""
     dispatch documents dropout
     embed enumerate everything exp
     gather gelu gelu_tanh
-    i isinstance
+    i index_keys isinstance
     join
     kernels
     layer_norm linear load_balance log

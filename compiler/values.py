@@ -55,6 +55,14 @@ class Mask:
             return frozenset().union(*(operand.names for operand in self.operands))
         return frozenset({self.operator})
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query sees a later position."""
+        if self.operator in ("&", "|"):
+            parts = [operand.is_causal for operand in self.operands]
+            return any(parts) if self.operator == "&" else all(parts)
+        return self.operator == "causal"
+
     def __str__(self) -> str:
         if self.operator in ("&", "|"):
             parts = (f"({o})" if self.operator == "&" and o.operator == "|" else str(o) for o in self.operands)

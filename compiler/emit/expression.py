@@ -118,8 +118,8 @@ class Call:
         self.names.use("dskc.runtime.reference", mask.operator)
         if mask.arguments:
             named = len(mask.arguments) > 1
-            spelled = [(f"{k}_" if k in PYTHON else k, number(value)) for k, value in mask.arguments]
-            return f"{mask.operator}({', '.join(f'{k}={v}' if named else v for k, v in spelled)})"
+            given = [(f"{k}_" if k in PYTHON else k, number(value)) for k, value in mask.arguments]
+            return f"{mask.operator}({', '.join(f'{k}={v}' if named else v for k, v in given)})"
         return mask.operator
 
     def record(self, record: Record, classes: dict[str, str]) -> str:

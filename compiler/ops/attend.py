@@ -62,6 +62,11 @@ class Attend(Operation):
         """Whether the reference holds the scores as a tensor: torch's kernels cannot say it."""
         return self.softcap is not None or self.sinks or self.select
 
+    def looks_ahead(self, op: Op) -> bool:
+        """Whether positions see later ones of the same text: then what decoding keeps of them would change."""
+        q, k = (value.type.axes[1].size for value in op.operands[:2])
+        return q == k and not (self.mask is not None and self.mask.is_causal)
+
     def flops(self, op: Op) -> Dim:
         q, k, v = (value.type for value in op.operands[:3])
         scores = q.axes[0].size * q.axes[2].size * q.axes[1].size * k.axes[1].size

@@ -27,6 +27,7 @@ from .attention import attention
 from .compression import compressed
 from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
+from .index import index_keys
 from .linear import embed, linear, map_heads, unembed
 from .loss import classify, next_token, regress, token_losses, weighted
 from .mask import Mask, blocks, causal, documents, everything, window
@@ -61,6 +62,7 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "grouped_linear",
+    "index_keys",
     "join",
     "layer_norm",
     "linear",

@@ -272,7 +272,9 @@ WRONG = (
         .replace("ids[B, S])", "ids[B, S], more: ids[B, P]?)"),
     ),
     # --- several inputs
-    Wrong("DSK0144", "ids[B]?", "empty along its second axis", model().replace("ids[B, S])", "ids[B, S], kind: ids[B]?)")),
+    Wrong(
+        "DSK0144", "ids[B]?", "empty along its second axis", model().replace("ids[B, S])", "ids[B, S], kind: ids[B]?)")
+    ),
     Wrong(
         "DSK0201", "x, linear(x, D -> F)", "only the second axis may differ", model("y = join(x, linear(x, D -> F))")
     ),

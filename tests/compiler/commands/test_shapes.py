@@ -63,7 +63,9 @@ def agrees(checked: Graph) -> None:
     for fused, graph in ((True, whole), (False, lower(checked, "canonicalize"))):
         found = shapes(graph, DType.BF16, {"B": 1, **recipe.data})
         assert found.parameters == total_parameters(whole)
-        assert (int(found.flops.constant), int(found.causal.constant)) == flops(whole, recipe.length, lengths=recipe.lengths)
+        assert (int(found.flops.constant), int(found.causal.constant)) == flops(
+            whole, recipe.length, lengths=recipe.lengths
+        )
         total, off = kept(whole, recipe, fused)
         assert abs(int(found.saved.constant) - total) <= off, fused
 

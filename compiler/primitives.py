@@ -14,6 +14,7 @@ from .ops import (
     parameter,
     position,
     quantize,
+    recurrent,
     routing,
     sequence,
 )
@@ -27,6 +28,7 @@ FAMILIES = (
     position,
     attend,
     index,
+    recurrent,
     routing,
     experts,
     arrange,

@@ -25,7 +25,7 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    BalanceBias Capacity Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
+    BalanceBias Capacity Conv Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
     Parameter RMSNorm SpecModule Tensor YarnScaling
 """)
 
@@ -33,14 +33,14 @@ CLASSES = _words("""
 CALLED = _words("""
     attention
     blocks
-    cache causal clamp combine compressed concat
+    cache causal clamp combine compressed concat conv
     dispatch documents dropout
     embed enumerate everything exp
-    gather gelu gelu_tanh
+    gated_delta gather gelu gelu_tanh
     i index_keys isinstance
     join
     kernels
-    layer_norm linear load_balance log
+    l2_norm layer_norm linear load_balance log
     map_heads
     nn noise normalize
     or_empty

@@ -54,6 +54,7 @@ class Call:
     serving: bool = False
     training: str = "self.training"  # whether dropout drops
     compute: str = "self.compute"  # the dtype of activations
+    state: Text | None = None  # while serving, what the operation carries from pass to pass
     qualified: bool = False  # functions of the reference by their module, where their names are taken
 
     def operand(self, index: int) -> Text:

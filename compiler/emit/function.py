@@ -157,7 +157,7 @@ class Function:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
         inline = len(op.results) == 1 and uses[op.result] == 1 and (last or op.result.name is None)
-        inline = inline and not (op.result in self.spelled and isinstance(attributes, Block | Experts | Attend))
+        inline = inline and not (op.result in self.spelled and _is_statement(attributes))
         seen = (*op.operands, *captures(op))
         variables: tuple[Value, ...] = ()
         if inline:
@@ -266,6 +266,11 @@ class Function:
         for loss in chosen:
             self.write(f"{loss} = 0.0", op.span)
         return chosen
+
+
+def _is_statement(attributes: Operation) -> bool:
+    """Whether an operation is too much to be written within a kernel's call."""
+    return isinstance(attributes, Block | Experts | Attend) or attributes.stateful
 
 
 def default_name(op: Op) -> str:

@@ -28,6 +28,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 SPECS = Path(__file__).parents[2] / "specs"
@@ -36,7 +37,7 @@ AHEAD = "model.layers.61."  # where DeepSeek-V3's checkpoint has its module for 
 SELECTED = 12  # positions that a query attends to, fewer than there are
 WINDOW = 17  # positions, fewer than there are tokens
 # Of weights by name: attention that picks, and a residual stream so small that the eps of every norm counts.
-SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "down_proj": 0.05}
+SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "out_proj": 0.05, "down_proj": 0.05}
 NORMALISED = {"q_proj": 0.03, "k_proj": 0.03}  # where a norm follows, whose eps counts too
 # Norms behind attention and feed-forward make their results wide again, and embeddings are multiplied by sqrt(D).
 GEMMA = {"post_attention_layernorm": 0.02, "post_feedforward_layernorm": 0.02, "embed": 0.03}
@@ -52,10 +53,11 @@ class Family:
     config: PretrainedConfig
     settings: tuple[str, ...] = ()
     ahead: bool = False
+    folder: Path = SPECS
 
     @property
     def path(self) -> Path:
-        return SPECS / f"{self.spec}.dsk"
+        return self.folder / f"{self.spec}.dsk"
 
     @property
     def shrunk(self) -> tuple[str, ...]:
@@ -244,6 +246,21 @@ FAMILIES = {
             norm_topk_prob=True,
         ),
         (*latent_dims(12), "dims.Rq=40"),
+    ),
+    "qwen3_next": Family(
+        "qwen3_next",
+        Qwen3NextConfig(
+            **sizes() | {"num_hidden_layers": 4},
+            rms_norm_eps=1e-6,
+            rope_parameters=rope(1e7, partial_rotary_factor=0.25),
+            head_dim=24,
+            linear_num_key_heads=2,
+            linear_num_value_heads=6,
+            linear_key_head_dim=16,
+            linear_value_head_dim=20,
+            num_experts=0,
+        ),
+        folder=Path(__file__).parent,
     ),
     "smollm2": Family(
         "smollm2_135m",

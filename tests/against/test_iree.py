@@ -124,6 +124,13 @@ def _experts(x_BSD: Tensor, chosen_BSK: Tensor, weight_BSK: Tensor, weight_XFD: 
     return reference.combine(reference.grouped_linear(rows.x_RD, weight_XFD, rows.offsets_X), rows, weight_BSK)
 
 
+def _gated_delta(
+    q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, gate_BSH: Tensor, beta_BSH: Tensor, ids_BS: Tensor | None = None
+) -> Tensor:
+    k_BSHE = reference.l2_norm(k_BSHE)
+    return reference.gated_delta(q_BSHE, k_BSHE, v_BSHE, -gate_BSH.square(), beta_BSH, ids_BS, chunk=4)
+
+
 OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     **{
         name: (getattr(reference, name), ELEMENTWISE)
@@ -138,6 +145,15 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "noise": (lambda x: reference.noise(x, training=False) + 1, ELEMENTWISE),
     "split": (lambda x: tuple(part + 1 for part in reference.split(x, (3, 4))), ELEMENTWISE),
     "concat": (reference.concat, ELEMENTWISE, _normal(3, 2)),
+    "conv": (reference.conv, _normal(B, S, D), _normal(D, 1, 3), _normal(D)),
+    "conv, of documents": (
+        lambda x, weight, ids: reference.conv(x, weight, None, ids),
+        _normal(B, S, D),
+        _normal(D, 1, 3),
+        DOCUMENTS,
+    ),
+    "gated_delta": (_gated_delta, Q, Q, VALUES.repeat(1, 1, 2, 1), _normal(B, S, H), SCORE),
+    "gated_delta, of documents": (_gated_delta, Q, Q, VALUES.repeat(1, 1, 2, 1), _normal(B, S, H), SCORE, DOCUMENTS),
     "gather": (reference.gather, SCORE, CHOSEN),
     "shift": (lambda tokens: (reference.shift(tokens, 1), reference.shift(tokens, -2, fill=7)), TOKENS),
     "attention": (lambda q, k, v: attention(q, k, v, scale=0.3), Q, KEYS, VALUES),
@@ -164,6 +180,7 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "unembed": (reference.unembed, _normal(B, S, D), _normal(V, D)),
     "next_token": (reference.next_token, _normal(B, S, V), TOKENS),
     "token_losses": (lambda x, t: reference.token_losses(x, t, 1e-2, 0.1), _normal(B, S, V), TOKENS),
+    "l2_norm": (reference.l2_norm, ELEMENTWISE),
     "layer_norm": (reference.layer_norm, _normal(B, S, D), _normal(D), _normal(D)),
     "rms_norm": (lambda x, weight: reference.rms_norm(x, weight, offset=1.0), _normal(B, S, D), _normal(D)),
     "rope": (reference.rope, Q, _normal(S, E // 2), _normal(S, E // 2)),

@@ -180,6 +180,12 @@ OTHER_NUMBERS = [
     ("qwen3", rotary("500_000")),
     ("qwen3", "layers.attention.eps=1e-5"),
     ("qwen3", "layers.swiglu_norm.eps=1e-5"),
+    ("qwen3_next", "layers.gated_delta_net.eps=1e-5"),
+    ("qwen3_next", "layers.gated_delta_net_norm.eps=1e-5"),
+    ("qwen3_next", "layers.gated_delta_net_norm.offset=0"),
+    ("qwen3_next", "layers.attention_norm.eps=1e-3"),
+    ("qwen3_next", "layers.attention.rope=rope(theta: 10_000, width: R)"),
+    ("qwen3_next", "layers.attention.rope=rope(theta: 10_000_000)"),
     ("mixtral", "layers.moe.renormalize=false"),
     ("mixtral", "layers.moe.top=1"),
     ("mixtral", "layers.moe_norm.eps=1e-6"),
@@ -244,9 +250,9 @@ LIBRARY = Path(__file__).parents[2] / "dsl" / "std"
 OTHER_TEXT = [
     ("gemma2", "gemma2_2b.dsk", "embed(tokens) * sqrt(D)", "embed(tokens)"),
     ("gemma2", "feed_forward.dsk", "gelu_tanh(gate)", "gelu(gate)"),
-    ("gpt_oss", "gpt_oss.dsk", "(up + 1)", "(up + 0)"),
-    ("gpt_oss", "gpt_oss.dsk", "min: -limit, ", ""),
-    ("gpt_oss", "gpt_oss.dsk", "softmax(gather(score, chosen))", "gather(softmax(score), chosen)"),
+    ("gpt_oss", "clamped_experts.dsk", "(up + 1)", "(up + 0)"),
+    ("gpt_oss", "clamped_experts.dsk", "min: -limit, ", ""),
+    ("gpt_oss", "clamped_experts.dsk", "softmax(gather(score, chosen))", "gather(softmax(score), chosen)"),
 ]
 
 
@@ -292,6 +298,7 @@ OTHER_WEIGHTS = [
     ("gpt_oss", "layers.attention.bias=false", "model.layers.*.self_attn.q_proj.bias (0 to 1)"),
     ("gpt_oss", "layers.attention.out_bias=false", "model.layers.*.self_attn.o_proj.bias (0 to 1)"),
     ("gpt_oss", "layers.moe.bias=false", "model.layers.*.mlp.router.bias (0 to 1)"),
+    ("qwen3_next", "layers.gated_delta_net.conv=3", "conv.weight is [184, 1, 3] in the model, and [184, 1, 4]"),
     ("llama", "layers=1", "model.layers.1.mlp.down_proj.weight"),
     ("llama", "layers=3", "model.layers.2.mlp.down_proj.weight"),
 ]

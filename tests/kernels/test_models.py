@@ -30,6 +30,7 @@ NANO = {  # settings that make each shipped spec small enough to interpret
     "deepseek_adaptive": ("V=96", "D=32", "F=16", "H=8", "X=8", "A=4", "M=5", "C=3", "W=3"),
     "deepseek_adaptive_nano": ("V=97", "D=32", "F=12"),
     "deepseek_nano": ("V=97", "D=32", "F=40", "H=4"),
+    "gated_delta_nano": ("V=97", "D=32", "F=40", "H=4", "G=2", "E=8"),
     "llama2_7b": ("V=97", "D=32", "F=40", "H=4"),
     "llama31_8b": ("V=97", "D=32", "F=40", "H=4", "G=2"),
     "mistral_7b": ("V=97", "D=32", "F=40", "H=4", "G=2"),

@@ -6,6 +6,7 @@ from .ops import (
     arrange,
     attend,
     compressed,
+    compression,
     elementwise,
     experts,
     hashing,
@@ -17,12 +18,13 @@ from .ops import (
     quantize,
     recurrent,
     routing,
+    sequence,
     streams,
 )
 from .primitive import Primitive
 
 FAMILIES = (
     linear, norm, parameter, elementwise, position, attend, index, compressed, recurrent, routing, hashing, experts,
-    arrange, streams, quantize,
+    arrange, sequence, streams, compression, quantize,
 )  # fmt: skip
 PRIMITIVES: dict[str, Primitive] = {p.name: p for family in FAMILIES for p in family.PRIMITIVES}

@@ -33,16 +33,18 @@ CLASSES = _words("""
 CALLED = _words("""
     attend_compressed attention
     block_linear blocks
-    cache causal choose_entries clamp combine compress concat conv
+    cache causal choose_entries clamp combine compress compressed concat conv
     dispatch documents dropout
     embed enumerate everything exp
     gated_delta gather gelu gelu_tanh
     i index_keys isinstance
+    join
     kernels
     l2_norm layer_norm linear load_balance log lookup
     map_heads mix
     nn noise normalize
-    outer
+    or_empty outer
+    part_ids parts pool
     quantize
     range reference relu rms_norm rope rope_table rows
     self sequence_balance shift sigmoid silu sinkhorn softcap softmax softplus split sqrt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from ..passes.absorb import absorb_region
 from .classes import Classes, capture_parameters, return_lines, return_type, user_site
 from .expression import Call
 from .function import Function, Line, suffixed, use_counts
-from .model import signature
+from .model import fill_absent, signature
 from .names import Names, body_path, last_part
-from .text import ATOM, Text, call, fit, singular
+from .text import ATOM, WIDTH, Text, call, fit, singular
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class Serving(Function):
         self.spell(ops)
         if newest_only:  # the pass is over when the cache advances, so nothing may be left to write behind that
             self.spelled.update(value for op in ops if keeps(op) for value in op.results)
-        final = ops[-1] if ops and ops[-1].results == wanted else None
+        final = ops[-1] if ops and _wanted_of(ops[-1]) == wanted else None
         for i, op in enumerate(ops):
             if not looking or op is not looking[-1]:
                 self.operation(op, uses, last=op is final)
@@ -190,6 +191,16 @@ class Serving(Function):
         spelled = f"({targets[0]},)" if len(targets) == 1 else ", ".join(targets)
         self.assign(spelled, call("cache.keep", arguments), op.span)
 
+    def compute(self, op: Op, uses: Counter[Value], last: bool) -> None:
+        """As in training, but that losses are not among the results of a block: what is left of one is returned."""
+        wanted = _wanted_of(op)
+        if not last or len(wanted) != 1 or wanted == op.results:
+            Function.compute(self, op, uses, last)
+            return
+        variables = tuple(v for value in (*op.operands, *captures(op)) for v in self.waiting.get(value, ()))
+        self.texts[wanted[0]] = self.invoke(op, tuple(self.take(v) for v in op.operands))
+        self.waiting[wanted[0]] = variables
+
     def invoke(self, op: Op, operands: tuple[Text, ...]) -> Text:
         attributes = op.attributes
         if not keeps(op) or isinstance(attributes, Experts):
@@ -262,6 +273,11 @@ class Serving(Function):
         self.indent = outer
 
 
+def _wanted_of(op: Op) -> tuple[Value, ...]:
+    """The results of an operation that are not losses, where serving calls it by a function that leaves these out."""
+    return op.results[: kept_results(op)] if isinstance(op.attributes, Block) and keeps(op) else op.results
+
+
 def live(region: Region, wanted: tuple[Value, ...]) -> list[Op]:
     """The operations of a region that `wanted` depends on: heads that only training has use for are left out."""
     needed = set(wanted)
@@ -281,6 +297,21 @@ def _uses(ops: list[Op], wanted: tuple[Value, ...]) -> Counter[Value]:
     return counts
 
 
+def _passed(graph: Graph) -> str | None:
+    """How many positions one pass adds to what is kept, where that is a sequence of several inputs."""
+    kept = next((op for op, _ in walk(graph.body) if isinstance(op.attributes, Keep)), None)
+    size = kept.operands[0].type.axes[1].size if kept is not None else None
+    if size is None or len(size.symbols()) < 2:
+        return None
+    texts = []
+    for name, value in zip(graph.inputs, graph.body.arguments, strict=True):
+        sizes = [axis.size for axis in value.type.axes]
+        texts += [
+            f"{suffixed(name, value.type)}.shape[{sizes.index(s)}]" for s in sizes if s.symbols() & size.symbols()
+        ]
+    return " + ".join(texts)
+
+
 def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     """The lines of serve.py below its header; `classes` are those of model.py."""
     names = Names(graph, kernels=classes.names.kernels)
@@ -289,8 +320,14 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     function = Serving(names, "", span, serving=True, indent="    ", file=file)
     parameters = ["self: Model"]
     given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
+    absent = []
     for name, value in given:
-        parameters.append(f"{function.bind(value, suffixed(name, value.type), parameter=True)}: Tensor")
+        text = function.bind(value, suffixed(name, value.type), parameter=True)
+        if name in graph.optional and value is not given[0][1]:
+            absent.append(f"{text}: Tensor | None = None")
+        else:
+            parameters.append(f"{text}: Tensor")
+    fill_absent(function, graph)
     wanted = graph.body.results[:1]
     if any(isinstance(op.attributes, Attend) and op.attributes.looks_ahead(op) for op, _ in walk(graph.body)):
         function.write("cache.whole()  # positions see later ones: a text comes at once", span)
@@ -300,18 +337,19 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     names.use("dskc.runtime.serve.cache", "Cache")
     names.use(".model", "Model")
     axes = [axis.name for axis in wanted[0].type.axes if axis.name != "S"]
-    head = fit("", "def forward", (*parameters, "cache: Cache"), " -> Tensor:")
+    head = fit("", "def forward", (*parameters, "cache: Cache", *absent), " -> Tensor:")
     top = [Line(text, span) for text in head]
     what = f"{graph.results[0].capitalize()} [{', '.join(axes)}] of the last position"
     doc = f"{what}; what the blocks keep joins the cache."
     top.append(Line(f'    """{doc}"""', span))
     top += function.lines
-    top.append(Line(f"    cache.advance({tokens}.shape[1])", span))
+    passed = _passed(graph) or f"{tokens}.shape[1]"
+    top.append(Line(f"    cache.advance({passed})", span))
     top.append(Line(f"    return {logits.at(3)}[:, -1]", span))
     lines = [
         f'"""Prefill and decode of {graph.name}: the same graph, with what its blocks keep in a cache.',
         "",
-        signature(graph),
+        *textwrap.wrap(signature(graph), WIDTH),
         '"""',
         "",
         "from __future__ import annotations",

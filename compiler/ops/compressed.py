@@ -153,10 +153,10 @@ def _compress(site: Site) -> Value:
 def _choose(site: Site) -> Value:
     q, k, weight = (site.tensor(name) for name in ("q", "k", "weight"))
     axis = q.type.axes[1] if len(q.type.axes) > 1 else None
-    tokens = site.builder.tokens_along(axis) if axis is not None else None
-    if axis is None or tokens is None:
+    inputs = site.builder.inputs_along(axis) if axis is not None else ()
+    if axis is None or not inputs:
         raise ShapeError(f"queries stand along the axis of an input, and these are {q.type}", "q")
-    position = site.builder.one(Positions(axis), (tokens,), site.span, "position")
+    position = site.builder.one(Positions(axis), inputs, site.span, "position")
     return site.add(ChooseEntries(_whole(site, "top"), _whole(site, "every")), q, k, weight, position)
 
 

@@ -112,7 +112,7 @@ def _sizes(kind: TensorType) -> tuple[Dim, ...]:
 
 def _documents(site: Site, x: Value) -> tuple[Value, ...]:
     axis = x.type.axes[1] if len(x.type.axes) > 1 else None
-    if axis is None or site.builder.tokens_along(axis) is None:
+    if axis is None or not site.builder.inputs_along(axis):
         title = f"this goes along the second axis, which is none of an input's in {x.type}"
         raise ShapeError(title, "x" if "x" in site.arguments else "q")
     return (site.builder.documents(x),) if site["documents"] else ()

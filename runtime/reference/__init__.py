@@ -25,19 +25,21 @@ from .activation import (
 from .arrange import concat, gather, shift, split
 from .attention import attention
 from .compressed import attend_compressed, choose_entries, compress
+from .compression import compressed
 from .conv import conv
 from .delta import gated_delta
 from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
 from .index import index_keys
 from .linear import embed, linear, lookup, map_heads, unembed
-from .loss import next_token, token_losses
+from .loss import classify, next_token, regress, token_losses, weighted
 from .mask import Mask, blocks, causal, documents, everything, window
 from .norm import l2_norm, layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from .routing import load_balance, normalize, sequence_balance, top_k, z_loss
+from .sequence import join, or_empty, part_ids, parts, pool
 from .streams import block_linear, mix, outer, sinkhorn
 
 __all__ = [
@@ -53,8 +55,10 @@ __all__ = [
     "causal",
     "choose_entries",
     "clamp",
+    "classify",
     "combine",
     "compress",
+    "compressed",
     "concat",
     "conv",
     "dispatch",
@@ -69,6 +73,7 @@ __all__ = [
     "gelu_tanh",
     "grouped_linear",
     "index_keys",
+    "join",
     "l2_norm",
     "layer_norm",
     "linear",
@@ -80,8 +85,13 @@ __all__ = [
     "next_token",
     "noise",
     "normalize",
+    "or_empty",
     "outer",
+    "part_ids",
+    "parts",
+    "pool",
     "quantize",
+    "regress",
     "relu",
     "rms_norm",
     "rope",
@@ -100,6 +110,7 @@ __all__ = [
     "token_losses",
     "top_k",
     "unembed",
+    "weighted",
     "window",
     "within_capacity",
     "z_loss",

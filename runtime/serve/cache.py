@@ -70,12 +70,13 @@ class Cache:
         view._path = (*self._path, *names)
         return view
 
-    def positions(self, tokens: Tensor) -> Tensor:
-        """The positions of tokens [B, S]: int64 [S], from how many are kept on.
+    def positions(self, *inputs: Tensor) -> Tensor:
+        """The positions of tokens [B, S], or of several inputs [B, N, ...] as one sequence: int64 [S], from how many
+        are kept on.
 
         Problem when they would not fit.
         """
-        start, stop = self._span(tokens)
+        start, stop = self._span(inputs[0].shape[0], sum(x.shape[1] for x in inputs))
         return torch.arange(start, stop, device=self._store.device)
 
     def keep(self, **tensors: Tensor) -> tuple[Tensor, ...]:
@@ -102,7 +103,7 @@ class Cache:
 
     def group_positions(self, tokens: Tensor, size: int) -> Tensor:
         """Where each whole group of `size` positions begins, of all up to the end of tokens [B, S]: int64 [C]."""
-        _, stop = self._span(tokens)
+        _, stop = self._span(*tokens.shape[:2])
         return torch.arange(stop // size, device=self._store.device) * size
 
     def compress(self, name: str, x: Tensor, gate: Tensor, bias: Tensor, overlap: bool = False) -> Tensor:
@@ -111,7 +112,7 @@ class Cache:
         Kept are the entries, one for every M positions (bias is [M, W]), and of x and gate the positions of the group
         that is not whole yet, with `overlap` also those of the one before it. Problem when the capacity is passed.
         """
-        start, stop = self._span(x)
+        start, stop = self._span(*x.shape[:2])
         size, path = bias.shape[0], (*self._path, name)
         done = start // size
         first = max(0, done - 1) if overlap else done  # the group that x and gate begin with, once joined
@@ -140,10 +141,10 @@ class Cache:
         state.write(joined[:, kept:].clone())
         return joined
 
-    def _span(self, new: Tensor) -> tuple[int, int]:
+    def _span(self, batch: int, length: int) -> tuple[int, int]:
         store = self._store
-        assert new.shape[0] == store.batch, f"a batch of {new.shape[0]}, in a cache of {store.batch}"
-        stop = store.length + new.shape[1]
+        assert batch == store.batch, f"a batch of {batch}, in a cache of {store.batch}"
+        stop = store.length + length
         if stop > store.capacity:
             raise Problem(
                 f"the text is {stop:,} tokens long, and the cache holds {store.capacity:,}",
@@ -152,7 +153,7 @@ class Cache:
         return store.length, stop
 
     def _append(self, name: str, new: Tensor) -> Tensor:
-        return self._write((*self._path, name), new, *self._span(new))
+        return self._write((*self._path, name), new, *self._span(*new.shape[:2]))
 
     def _write(self, path: tuple[str | int, ...], new: Tensor, start: int, stop: int) -> Tensor:
         """Puts `new` at start to stop of a buffer, and returns what there is up to there."""

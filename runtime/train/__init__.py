@@ -6,12 +6,13 @@ from .folder import create_run_folder
 from .ledger import Ledger, Repeat, Saved
 from .load import load_model, load_weights
 from .options import Options, parse_options
-from .recipe import Plan, Precision, Recipe
+from .recipe import Input, Plan, Precision, Recipe, Task
 from .run import Run
 from .stop import stop_on_problem
 
 __all__ = [
     "Batch",
+    "Input",
     "Ledger",
     "Options",
     "Plan",
@@ -20,6 +21,7 @@ __all__ = [
     "Repeat",
     "Run",
     "Saved",
+    "Task",
     "create_run_folder",
     "load_model",
     "load_weights",

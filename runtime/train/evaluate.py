@@ -56,7 +56,8 @@ def evaluate(
     try:
         for start in range(0, chosen, microbatch):
             batch = pack(tokens, index[start : start + microbatch], length, end)
-            predicted = int(batch.predicted)
+            predicted = batch.predicted
+            assert batch.targets is not None, "text without targets"
             targets.append(batch.targets)
             for name, loss in objective(model, batch.to(device)).items():
                 sums[name] = sums.get(name, 0.0) + float(loss) * predicted

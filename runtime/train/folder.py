@@ -86,7 +86,7 @@ class RunFolder:
                 raise Problem(f"{self.facts} has format {fields['format']}; this version of dskc reads {FORMAT}")
             recipe = fields.pop("recipe")
             if recipe is not None:
-                recipe = Recipe(**(recipe | {"precision": Precision(**recipe["precision"])}))
+                recipe = Recipe.from_json(recipe)
             return Facts(**(fields | {"precision": Precision(**fields["precision"]), "recipe": recipe}))
         except FileNotFoundError:
             raise Problem(f"{self.path} is not the folder of a run: it has no run.json") from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -44,12 +46,35 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class Input:
+    """An input of the model as this recipe feeds it. shape: the axes after B. optional: a batch may come without it."""
+
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A result that a `classify` or `regress` term compares with labels. loss: which of the two. shape: of the result,
+    the axes after B; the last of `classify` is its classes.
+    """
+
+    loss: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert self.loss in ("classify", "regress"), f"a task of loss {self.loss!r}"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One `train` section, resolved.
 
     model, spec, spec_hash: what was compiled. vocabulary: V, which ids stay under. tokens: to train on in all.
     sequences, length: of one batch, that is one optimizer step. save_every: steps; save_keep: checkpoints kept.
     default: the spec had no `train` section. text: how the recipe reads in the language, shown when it is the default.
+    inputs: of a model that takes more than text, all by name (but `documents`). tasks: results that are compared with
+    labels. next_token: the objective predicts tokens, so that text can be trained on.
     """
 
     name: str
@@ -65,6 +90,17 @@ class Recipe:
     save_keep: int = 3
     default: bool = False
     text: str = ""
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    next_token: bool = True
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Recipe:
+        """What `dataclasses.asdict` and JSON made of one. Raises TypeError or KeyError when it is none."""
+        inputs = {name: Input(tuple(one["shape"]), one["optional"]) for name, one in fields.get("inputs", {}).items()}
+        tasks = {name: Task(one["loss"], tuple(one["shape"])) for name, one in fields.get("tasks", {}).items()}
+        precision = Precision(**fields["precision"])
+        return cls(**(fields | {"precision": precision, "inputs": inputs, "tasks": tasks}))
 
     @property
     def steps(self) -> int:

@@ -221,6 +221,21 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "normalize": (reference.normalize, SCORE),
     "load_balance": (reference.load_balance, SCORE, CHOSEN),
     "sequence_balance": (reference.sequence_balance, SCORE, CHOSEN),
+    "join": (reference.join, _normal(B, S, D), _normal(B, 3, D)),
+    "parts": (lambda x: tuple(part + 1 for part in reference.parts(x, (2, 4))), _normal(B, S, D)),
+    "part_ids": (lambda x: x + reference.part_ids((2, 4), x.device), ELEMENTWISE[:, :6]),
+    "pool": (reference.pool, _normal(B, S, D)),
+    "or_empty": (lambda x: reference.or_empty((x, (D,), torch.float32))[0] + 1, _normal(B, S, D)),
+    "compressed": (
+        lambda x, *weights: reference.compressed(x, *weights, 1e-5),
+        *(_normal(B, S, D), _normal(F, D), _normal(F), _normal(D, F), _normal(D), _normal(D), BIAS.new_ones(D)),
+    ),
+    "classify": (reference.classify, _normal(B * S, V), TOKENS.flatten()),
+    "regress": (reference.regress, _normal(B, S), _normal(B, S) + 1),
+    "weighted": (
+        lambda a, b: reference.weighted({"a": a, "b": b}, {"b": 0.5}),
+        *(_normal(B, S).mean(), _normal(B, S, D).mean()),
+    ),
 }
 
 

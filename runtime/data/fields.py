@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Input:
-    """An input of the model as a recipe feeds it. shape: the axes after B. optional: a batch may come without it."""
+    """An input of the model as a recipe feeds it. shape: the axes after B. optional: a batch may come without it.
+    ids: it holds numbers of tokens, as text is made of.
+    """
 
     shape: tuple[int, ...]
     optional: bool = False
+    ids: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dskc.dsl.diagnostics import Diagnostic, DiagnosticError
+from dskc.dsl.dims import Dim
 from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
@@ -134,17 +135,30 @@ class Builder:
     def documents(self, like: Value) -> Value:
         """The document of each token, an input that the model gains when some mask asks for it: int64 [B, S]."""
         found = self.root.inputs.get("documents")
+        batch, sequence = like.type.axes[:2]
+        if len(self.inputs_along(sequence)) > 1 or (found is not None and found.type.axes[1].size != sequence.size):
+            title = f"`documents` are those of one input's tokens, not of `{sequence.size}`: leave them out"
+            raise ShapeError(title, "mask", code="DSK0190")
         if found is None:
-            batch, sequence = like.type.axes[:2]
             found = self.root.inputs["documents"] = Value(TensorType((batch, sequence), DType.INT64), "documents")
         return found
 
-    def tokens_along(self, axis: Axis) -> Value | None:
-        """An input that has this axis: it tells the length and the device of whatever is counted along it."""
-        for value in self.root.inputs.values():
-            if any(a.size == axis.size for a in value.type.axes):
-                return value
-        return None
+    def inputs_along(self, axis: Axis) -> tuple[Value, ...]:
+        """The input that has this axis, or one for each of the axes that it is the sum of; none when it is neither.
+
+        They tell the length and the device of whatever is counted along it.
+        """
+        found = self._input_along(axis.size)
+        if found is not None:
+            return (found,)
+        terms = sorted(axis.size.symbols())
+        inputs = tuple(value for name in terms if (value := self._input_along(Dim.of(name))) is not None)
+        whole = sum(map(Dim.of, terms), Dim.of(0)) == axis.size
+        return inputs if whole and len(inputs) == len(terms) else ()
+
+    def _input_along(self, size: Dim) -> Value | None:
+        values = self.root.inputs.values()
+        return next((value for value in values if any(a.size == size for a in value.type.axes)), None)
 
     def region(self, arguments: tuple[Value, ...], results: tuple[Value, ...]) -> Region:
         return Region(arguments, tuple(self.ops), results)

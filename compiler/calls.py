@@ -13,7 +13,7 @@ from dskc.dsl.suggest import did_you_mean
 from .arguments import Binder
 from .blocks import Blocks, RunBody, called_signature
 from .builder import NameReserved, NameTaken
-from .evaluate import FUNCTIONS, Evaluator, describe, dim_of, numeric
+from .evaluate import FUNCTIONS, ROOTS_AND_LOGARITHMS, Evaluator, describe, dim_of, numeric
 from .frame import Frame
 from .ir import Axis, Value
 from .ops.base import ShapeError
@@ -38,7 +38,7 @@ class Calls:
         name = node.callee.text
         if name not in frame.names:
             if name in FUNCTIONS or (
-                name == "sqrt" and numeric(node.arguments[0].value if node.arguments else node, frame)
+                name in ROOTS_AND_LOGARITHMS and numeric(node.arguments[0].value if node.arguments else node, frame)
             ):
                 return self._function(node, frame)
             if name == "window":
@@ -109,26 +109,27 @@ class Calls:
         if any(isinstance(v, Poison) for v in found):
             return POISON
         name = node.callee.text
-        wanted = 1 if name in ("floor", "ceil", "sqrt") else None
+        wanted = 1 if name in ("floor", "ceil", *ROOTS_AND_LOGARITHMS) else None
         values = [v for v in found if isinstance(v, Size | Fraction)]
         if not values or len(values) != (wanted or len(found)) or len(values) != len(found):
             frame.report("DSK0114", f"`{name}` needs {'one number' if wanted else 'numbers'} or dims", node.span)
             return POISON
-        if name == "sqrt":
-            return self._root(node, values[0], frame)
+        if name in ROOTS_AND_LOGARITHMS:
+            return self._real(node, values[0], frame)
         result = FUNCTIONS[name](*(dim_of(v) for v in values))
         if all(isinstance(v, Fraction) for v in values):
             return result.constant
         return Size(Axis("".join(v.axis.name for v in values if isinstance(v, Size)), result))
 
-    def _root(self, node: s.Call, value: Size | Fraction, frame: Frame) -> Expressed:
-        """The square root of a number, or of a dim that has a value, as floating point has it."""
-        number = self.evaluator.number(value, frame)
-        if number is None or number < 0:
-            what = "negative" if number is not None else f"{describe(value)}, which has no value before data comes"
-            frame.report("DSK0114", "`sqrt` needs a number from 0", node.span, f"this is {what}")
+    def _real(self, node: s.Call, value: Size | Fraction, frame: Frame) -> Expressed:
+        """The square root or the natural logarithm of a number, or of a dim that has a value, in floating point."""
+        name, number = node.callee.text, self.evaluator.number(value, frame)
+        if number is None or number < 0 or (number == 0 and name == "log"):
+            what = describe(value) if number is not None else f"{describe(value)}, which has no value before data comes"
+            least = "from 0" if name == "sqrt" else "over 0"
+            frame.report("DSK0114", f"`{name}` needs a number {least}", node.span, f"this is {what}")
             return POISON
-        return Fraction(math.sqrt(number))
+        return Fraction(math.sqrt(number) if name == "sqrt" else math.log(number))
 
     def _window(self, node: s.Call, frame: Frame) -> Expressed:
         bound = self.binder.bind(_WINDOW, node.arguments, frame, None)

@@ -32,6 +32,7 @@ _COMPARE: dict[str, Callable[[Fraction, Fraction], bool]] = {
     ">=": lambda a, b: a >= b,
 }
 FUNCTIONS: dict[str, Callable[..., Dim]] = {"floor": floor, "ceil": ceil, "min": minimum, "max": maximum}
+ROOTS_AND_LOGARITHMS = ("sqrt", "log")  # of numbers they are numbers, of tensors operations
 NO_NUMBERS = ("nan", "inf", "infinity")
 MASK_WORDS = tuple(name for name, mask in MASKS.items() if not mask.parameters)
 CallHandler = Callable[[s.Call, Frame, str | None, str | None], Expressed]
@@ -293,7 +294,7 @@ class Evaluator:
 
 
 def numeric(node: s.Expression, frame: Frame) -> bool:
-    """Whether an expression is one of numbers and dims: `sqrt` of those is a number, and else works on a tensor."""
+    """Whether an expression is one of numbers and dims: `sqrt` and `log` of those are numbers, and else of tensors."""
     match node:
         case s.Number() | s.Name():
             return True
@@ -306,7 +307,7 @@ def numeric(node: s.Expression, frame: Frame) -> bool:
         case s.Binary():
             return numeric(node.left, frame) and numeric(node.right, frame)
         case s.Call():
-            known = node.callee.text in (*FUNCTIONS, "sqrt") and node.callee.text not in frame.names
+            known = node.callee.text in (*FUNCTIONS, *ROOTS_AND_LOGARITHMS) and node.callee.text not in frame.names
             return known and bool(node.arguments) and all(numeric(a.value, frame) for a in node.arguments)
     return False
 

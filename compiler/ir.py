@@ -157,6 +157,7 @@ class Graph:
     inputs: tuple[str, ...]
     results: tuple[str, ...]
     losses: tuple[str, ...]  # the last `len(losses)` results of the body, summed over layers
+    optional: tuple[str, ...] = ()  # inputs that a batch may come without: then they are empty along their second axis
 
     @property
     def sizes(self) -> dict[str, int]:

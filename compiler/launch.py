@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 from .compile import Output, write
+from .ir import Graph
+from .weight_facts import weight_facts, weight_places
 
 
 def _runtime(name: str) -> ModuleType:
@@ -44,10 +46,17 @@ def launch_generate(arguments: tuple[str, ...]) -> None:
 
 
 def launch_import(
-    outputs: list[Output], checkpoint: Path, out: Path, dtype: str | None, tokenizer: Path | None
+    graph: Graph,
+    output: Output,
+    checkpoint: Path,
+    out: Path,
+    dtype: str | None,
+    tokenizer: Path | None,
+    compare_config: bool = True,
 ) -> None:
     """Writes a run folder with the generated code and the weights of a checkpoint."""
-    output = outputs[-1]
     plan = json.loads(output.files["plan.json"])
-    facts = (plan["spec"], plan["spec_hash"], output.model, plan["checkpoint"], plan["vocabulary"])
-    _runtime("weights.run").import_run(output.files, *facts, checkpoint, out, dtype, tokenizer)
+    about = (plan["spec"], plan["spec_hash"], output.model, plan["checkpoint"], plan["vocabulary"])
+    facts = weight_facts(graph) if compare_config else None
+    options = {"places": weight_places(graph), "facts": facts}
+    _runtime("weights.run").import_run(output.files, *about, checkpoint, out, dtype, tokenizer, **options)

@@ -43,13 +43,15 @@ class ParameterInfo:
 
 
 def parameters(graph: Graph) -> list[ParameterInfo]:
-    """Every parameter in the order of the graph; weights that are used twice are there once."""
+    """Every tensor of the state dict in the order of the graph; weights that are used twice are there once."""
     seen: set[str] = set()
     found: list[ParameterInfo] = []
     for op, indices in _weights(graph.body, ()):
         attributes = op.attributes
         assert isinstance(attributes, Weights)
         for weight in attributes.weights:
+            if weight.state == "counted":
+                continue
             pattern = f"{attributes.path}.{weight.name}"
             name = _fill(pattern, indices)
             if name not in seen:

@@ -11,6 +11,7 @@ from dskc.dsl.dims import DimSizeError
 from dskc.dsl.source import Source, read_source
 
 from .ir import Graph
+from .passes.absorb import absorb
 from .passes.canonicalize import canonicalize
 from .passes.expand import expand
 from .passes.fuse import fuse
@@ -37,7 +38,8 @@ GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
     ("canonicalize", canonicalize),
     ("fuse", fuse),
 )
-PASS_NAMES = ("expand", "infer", *(name for name, _ in GRAPH_PASSES))
+SERVING_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (("absorb", absorb),)  # `emit/serve.py` runs them
+PASS_NAMES = ("expand", "infer", *(name for name, _ in (*GRAPH_PASSES, *SERVING_PASSES)))
 
 
 def check(path: Path, settings: tuple[str, ...] = (), source: Source | None = None) -> Compiled:
@@ -74,7 +76,8 @@ def lower(graph: Graph, after: str | None = None) -> Graph:
     """A checked graph through the remaining passes, verified after each; `after` stops behind the pass of that name."""
     if after in ("expand", "infer"):
         return graph
-    for name, run in GRAPH_PASSES:
+    serving = SERVING_PASSES if after in [name for name, _ in SERVING_PASSES] else ()
+    for name, run in (*GRAPH_PASSES, *serving):
         graph = run(graph)
         verify(graph)
         if name == after:

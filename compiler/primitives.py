@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
-from .ops import arrange, attend, elementwise, experts, linear, norm, parameter, position, quantize, routing
+from .ops import (
+    arrange,
+    attend,
+    compression,
+    elementwise,
+    experts,
+    linear,
+    norm,
+    parameter,
+    position,
+    quantize,
+    routing,
+    sequence,
+)
 from .primitive import Primitive
 
-FAMILIES = (linear, norm, parameter, elementwise, position, attend, routing, experts, arrange, quantize)
+FAMILIES = (
+    linear,
+    norm,
+    parameter,
+    elementwise,
+    position,
+    attend,
+    routing,
+    experts,
+    arrange,
+    sequence,
+    compression,
+    quantize,
+)
 PRIMITIVES: dict[str, Primitive] = {p.name: p for family in FAMILIES for p in family.PRIMITIVES}

@@ -10,10 +10,12 @@ from .signature import Record
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One term of an objective: a weight, and `next_token(result, ahead, z, smoothing)` or a model's loss by name."""
+    """One term of an objective: a weight, and `next_token(result, ahead, z, smoothing)`, `classify(result)`,
+    `regress(result)`, or a model's loss by name.
+    """
 
     weight: Fraction
-    loss: str  # next_token, or the name of a loss of the model
+    loss: str  # next_token, classify, regress, or the name of a loss of the model
     result: str | None = None
     ahead: int = 1
     z: float = 0.0
@@ -60,8 +62,15 @@ class TrainRecipe:
     init: Record
     save_every: int
     save_keep: int
+    balance_speed: float | None = None  # of biases that even out experts; None leaves them as they are
     doc: str | None = None
     default: bool = False
+    lengths: tuple[tuple[str, int], ...] = ()  # of one sequence, along dims of the data other than B and S
+
+    @property
+    def data(self) -> dict[str, int]:
+        """The sizes of dims of the data that it settles."""
+        return {"S": self.length, **dict(self.lengths)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,27 +25,32 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output Parameter RMSNorm
-    SpecModule Tensor YarnScaling
+    BalanceBias Capacity Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
+    Parameter RMSNorm SpecModule Tensor YarnScaling
 """)
 
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
     attention
-    cache causal clamp combine concat
+    cache causal clamp combine compressed concat
     dispatch documents dropout
     embed enumerate everything exp
     gather gelu gelu_tanh
     i isinstance
+    join
     kernels
     layer_norm linear load_balance log
+    map_heads
     nn noise normalize
+    or_empty
+    part_ids parts pool
     quantize
     range reference relu rms_norm rope rope_table rows
     self sequence_balance shift sigmoid silu softcap softmax softplus split sqrt
     tanh tl top_k torch training triton
     unembed
-    window
+    window within_capacity
+    z_loss
 """)
 
 

@@ -107,7 +107,7 @@ TRAIN_KEYS = {
         _key("init", Kind.RECORD, records=INITS, doc="how weights begin"),
         _key("save.every", Kind.INT, doc="steps from checkpoint to checkpoint"),
         _key("save.keep", Kind.INT, doc="how many checkpoints are kept"),
-        _key("balance.speed", Kind.FLOAT, doc="kept for routers with a selection bias, which no primitive has yet"),
+        _key("balance.speed", Kind.FLOAT, doc="how far the bias of `balance_bias` moves after each step"),
     )
 }
 PLAN_KEYS = {
@@ -145,9 +145,20 @@ NEXT_TOKEN = Signature(
     ),
     "Cross entropy of a token, averaged; a sequence's last tokens and first ones of documents are not asked for.",
 )
+CLASSIFY = Signature(
+    "classify",
+    (Parameter("result", Kind.NAMES, doc="a result [B, C]: the scores of a row's classes"),),
+    "Cross entropy of the label that comes with each row, averaged over the rows of batches that have labels.",
+)
+REGRESS = Signature(
+    "regress",
+    (Parameter("result", Kind.NAMES, doc="a result of any shape"),),
+    "The mean square of a result's distance from what comes with the rows, in batches that have it.",
+)
 OPEN_KEYS = {
     "train": {
-        OBJECTIVE: "what to make small: `next_token(result, ahead: 1)` and losses of the model by name, weighted",
+        OBJECTIVE: "what to make small: `next_token(result, ahead: 1)`, `classify(result)`, `regress(result)` and "
+        "losses of the model by name, weighted",
         DATA_DIM: "the length of a sequence; any dim of the data stands so, under its own name",
     },
     "plan": {f"{PLACEMENTS}.NAME -> AXIS": f"a dim, or {', '.join(SHARDABLE)}, cut over a mesh axis that divides it"},

@@ -12,9 +12,21 @@ from torch import Tensor, nn
 
 from . import reference
 from .reference import unembed
+from .reference.routing import expert_counts
 from .spec_module import SpecModule
 
-__all__ = ["Embed", "GroupedLinear", "LayerNorm", "Linear", "Parameter", "RMSNorm", "SpecModule", "unembed"]
+__all__ = [
+    "BalanceBias",
+    "Capacity",
+    "Embed",
+    "GroupedLinear",
+    "LayerNorm",
+    "Linear",
+    "Parameter",
+    "RMSNorm",
+    "SpecModule",
+    "unembed",
+]
 
 STD = 0.02  # of the normal distribution a weight has before a recipe or a checkpoint sets it
 
@@ -125,3 +137,57 @@ class GroupedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.experts} x ({self.inputs} -> {self.outputs}), bias={self.bias is not None}"
+
+
+class BalanceBias(nn.Module):
+    """A bias of each expert, [experts] in float32, for `optim.Balance` to move: a buffer, for no gradient reaches it.
+
+    Applied to choices it counts them while training, since the last step. (A layer that backward computes again counts
+    all of its own twice, and only the shares of that count matter.)
+    """
+
+    bias: Tensor
+    load: Tensor
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.zeros(experts, dtype=torch.float32))
+        self.register_buffer("load", torch.zeros(experts, dtype=torch.int64), persistent=False)
+
+    def forward(self, chosen: Tensor) -> Tensor:
+        """The choices (int64, any shape) as they are."""
+        if self.training:
+            self.load += expert_counts(chosen, self.load.shape[0])
+        return chosen
+
+    def extra_repr(self) -> str:
+        return f"{self.bias.shape[0]}"
+
+
+class Capacity(nn.Module):
+    """While training, experts take no more choices than `factor` times their even share; how many are dropped of each,
+    and of how many in all, is counted for `train.Dropped`.
+    """
+
+    dropped: Tensor
+    choices: Tensor
+
+    def __init__(self, experts: int, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("dropped", torch.zeros(experts, dtype=torch.int64), persistent=False)
+        self.register_buffer("choices", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, chosen_BSK: Tensor, weight_BSK: Tensor) -> Tensor:
+        """The weights of choices [B, S, K], 0 where an expert has no room for one."""
+        if not self.training:
+            return weight_BSK
+        experts = self.dropped.shape[0]
+        kept_BSK = reference.within_capacity(chosen_BSK, experts, self.factor)
+        count_X = expert_counts(chosen_BSK, experts)
+        self.dropped += count_X - expert_counts(chosen_BSK, experts, kept_BSK)
+        self.choices += chosen_BSK.numel()
+        return weight_BSK.where(kept_BSK, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"{self.dropped.shape[0]}, factor={self.factor}"

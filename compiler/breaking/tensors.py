@@ -78,6 +78,8 @@ def _walk(
         attributes, span = op.attributes, user_span(op.span, site)
         if isinstance(attributes, Weights):
             for weight in attributes.weights:
+                if weight.state == "counted":
+                    continue
                 axes = weight.type.axes
                 shape = tuple(int(axis.size.evaluate(sizes)) for axis in axes)
                 yield Tensor(f"{attributes.path}.{weight.name}", indices, shape, axes, attributes.module, span)

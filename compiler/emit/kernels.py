@@ -212,7 +212,7 @@ def emit_kernels(graph: Graph, terms: Iterable[Term] = ()) -> KernelsFile:
     file = KernelsFile(graph, Names(graph))
     file.region(graph.body)
     for term in terms:
-        if term.result is not None:
+        if term.loss == "next_token":
             file.losses[term.kernel] = file.add(loss_kernel(graph, term))
     return file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..ir import DimInfo, DType, Graph
 from ..parameters import total_parameters
 from .classes import Classes, docstring, module_lines, return_lines
+from .expression import TORCH_DTYPES
 from .function import Function, Line, suffixed
 from .names import Names
 from .text import WIDTH, Text, fit, number
@@ -111,13 +112,14 @@ def signature(graph: Graph) -> str:
     given = [n for n in graph.inputs if n != "documents"]
     values = dict(zip(graph.inputs, graph.body.arguments, strict=True))
     kinds = {n: "ids" if v.type.dtype is DType.INT64 else "" for n, v in values.items()}
-    shown = (f"{n}: {kinds[n]}{_shape(values[n].type.axes)}" for n in given)
+    mark = {n: "?" if n in graph.optional else "" for n in given}
+    shown = (f"{n}: {kinds[n]}{_shape(values[n].type.axes)}{mark[n]}" for n in given)
     results = (f"{n}: {_shape(v.type.axes)}" for n, v in zip(graph.results, graph.body.results, strict=False))
     return f"{graph.name}({', '.join(shown)}) -> {', '.join(results)}"
 
 
 def _shape(axes: tuple) -> str:
-    return f"[{', '.join(axis.name for axis in axes)}]"
+    return f"[{', '.join(str(axis.size) for axis in axes)}]"
 
 
 def _model(graph: Graph, classes: Classes) -> list[Line]:
@@ -130,7 +132,9 @@ def _model(graph: Graph, classes: Classes) -> list[Line]:
     parameters = ["self"]
     for name, value in zip(graph.inputs, graph.body.arguments, strict=True):
         text = function.bind(value, suffixed(name, value.type), parameter=True)
-        parameters.append(f"{text}: Tensor | None = None" if name == "documents" else f"{text}: Tensor")
+        absent = name == "documents" or name in graph.optional
+        parameters.append(f"{text}: Tensor | None = None" if absent else f"{text}: Tensor")
+    fill_absent(function, graph)
     function.region(graph.body)
     results = [function.take(value) for value in graph.body.results]
     fields = output_fields(graph)
@@ -142,11 +146,38 @@ def _model(graph: Graph, classes: Classes) -> list[Line]:
     return [*made, Line(""), *(Line(text, span) for text in head), *function.lines, *return_lines(results, last)]
 
 
+def fill_absent(function: Function, graph: Graph) -> None:
+    """The statement that makes inputs which a batch came without empty ones. All inputs of data go through it."""
+    if not graph.optional:
+        return
+    names = function.names
+    names.use("dskc.runtime.reference", "or_empty")
+    given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
+    targets, arguments = [], []
+    for _, value in given:
+        text = str(function.texts[value])
+        behind = ", ".join(names.size(axis.size) for axis in value.type.axes[2:])
+        behind += "," if len(value.type.axes) == 3 else ""
+        dtype = "self.compute"
+        if value.type.dtype is DType.COMPUTE:
+            names.casts = True
+        else:
+            names.use_torch()
+            dtype = TORCH_DTYPES[value.type.dtype]
+        targets.append(text)
+        arguments.append(f"({text}, ({behind}), {dtype})")
+    head = f"{', '.join(targets) if len(targets) > 1 else f'({targets[0]},)'} = or_empty"
+    for line in fit(function.indent, head, tuple(arguments), ""):
+        function.lines.append(Line(line, function.span))
+
+
 def _model_doc(graph: Graph) -> str:
     doc = signature(graph)
     notes = [
         "`compute` is the dtype that activations run in, whatever dtype the parameters have.",
     ]
+    if graph.optional:
+        notes.append("Inputs marked `?` may be None: then they are empty, and so is what rests on them.")
     if "documents" in graph.inputs:
         notes.append("`documents_BS` tells the documents of a packed sequence apart; None: there is one.")
     return "\n".join([doc, "", *notes])

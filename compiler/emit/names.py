@@ -78,7 +78,9 @@ class Names:
         """The size of several axes stored as one: `H * E`."""
         if len(axes) == 1:
             return self.size(axes[0].size)
-        spelled = [self.size(axis.size) for axis in axes]
+        spelled = [self.size(axis.size) for axis in axes if axis.size != 1] or ["1"]
+        if len(spelled) == 1:
+            return spelled[0]
         return " * ".join(f"({s})" if " + " in s or " - " in s else s for s in spelled)
 
     def constants(self) -> list[str]:

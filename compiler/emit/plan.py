@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from ..ir import Graph
 from ..parameters import parameters, total_parameters
-from ..passes.memory import Memory, flops
+from ..passes.memory import Memory, flops, positions
 from ..passes.recipes import Recipes
 from ..recipe import PlanRecipe, ServeRecipe, TrainRecipe, objective_text
 from ..signature import Record
@@ -162,7 +162,8 @@ def _weights(graph: Graph) -> list[ParameterPart]:
 
 
 def _train(graph: Graph, train: TrainRecipe, ledger: Memory) -> TrainPart:
-    full, causal = flops(graph, train.length)
+    full, causal = flops(graph, train.length, lengths=train.lengths)
+    count = positions(graph, train)
     return TrainPart(
         name=train.name,
         default=train.default,
@@ -184,7 +185,7 @@ def _train(graph: Graph, train: TrainRecipe, ledger: Memory) -> TrainPart:
                 for r in ledger.repeats
             ],
         ),
-        flops=FlopsPart(length=train.length, full=full // train.length, causal=causal // train.length),
+        flops=FlopsPart(length=train.length, full=full // count, causal=causal // count),
     )
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dskc.dsl.source import Span
 
-from ..ir import Axis, Graph, Op, Region, Value, captures, walk
+from ..ir import Axis, DType, Graph, Op, Region, TensorType, Value, captures, walk
 from ..ops.experts import Experts
+from ..ops.heads import Choose
 from ..ops.structure import Block, Keep, Repeat
+from ..passes.absorb import absorb_region
 from .classes import Classes, capture_parameters, return_lines, return_type, user_site
-from .function import Function, Line, suffixed
-from .model import signature
+from .function import Function, Line, suffixed, use_counts
+from .model import fill_absent, signature
 from .names import Names, body_path, last_part
-from .text import ATOM, Text, call, fit, singular
+from .text import ATOM, WIDTH, Text, call, fit, singular
 
 
 @dataclass(slots=True)
@@ -80,10 +84,12 @@ class Serving(Function):
     """A body with a cache: kept values come back with all positions so far, and only what is wanted is computed."""
 
     file: ServeFile | None = None
+    shared: set[Value] = field(default_factory=set)  # what both bodies of a choice read
     applied: Counter[str] = field(default_factory=Counter)  # a block applied twice keeps what it keeps apart
 
     def part(self, region: Region, wanted: tuple[Value, ...], newest_only: bool = False) -> None:
         """The operations that `wanted` needs. `newest_only`: of the newest position, behind the last that keeps any."""
+        region = absorb_region(region, self.names.owners, self.names.graph.sizes)
         ops = live(region, wanted)
         looking = [op for op in ops if keeps(op)] if newest_only else []
         if any(isinstance(op.attributes, Keep) for op in looking):
@@ -91,13 +97,56 @@ class Serving(Function):
         uses = _uses(ops, wanted)
         self.left.update(uses)
         self.spell(ops)
-        final = ops[-1] if ops and ops[-1].results == wanted else None
+        final = ops[-1] if ops and _wanted_of(ops[-1]) == wanted else None
         for i, op in enumerate(ops):
             if not looking or op is not looking[-1]:
                 self.operation(op, uses, last=op is final)
             else:
                 self.operation(op, uses + Counter(op.results), last=False)  # as a statement of its own
                 self.newest(region, _uses(ops[i + 1 :], wanted), op.span)
+
+    def spell(self, ops: Iterable[Op]) -> None:
+        """Has what either body of a choice reads assigned to variables first: it is written in both."""
+        ops = tuple(ops)
+        Function.spell(self, ops)
+        for op in ops:
+            if isinstance(op.attributes, Choose):
+                self.shared.update((*op.operands, *captures(op)))
+
+    def operation(self, op: Op, uses: Counter[Value], last: bool) -> None:
+        if isinstance(op.attributes, Choose):
+            self.choose(op)
+        elif self.shared & set(op.results):
+            Function.operation(self, op, uses + Counter(op.results), last=False)  # as a statement of its own
+        else:
+            Function.operation(self, op, uses, last)
+
+    def choose(self, op: Op) -> None:
+        """`if` and `else` over the numbers of positions, both of which give the same variable its value."""
+        attributes = op.attributes
+        assert isinstance(attributes, Choose)
+        counts = [use_counts(region) for region in op.regions]
+        for uses in counts:
+            self.left.update(uses)
+        lengths = (Value(TensorType((), DType.INT64), name) for name in ("new", "kept"))
+        new, kept = (self.bind(length) for length in lengths)
+        shapes = ", ".join(f"{self.take(value).at(ATOM)}.shape[1]" for value in op.operands)
+        self.write(f"{new}, {kept} = {shapes}", op.span)
+        target = self.bind(op.result, suffixed(op.result.name or "o", op.result.type))
+        words = (f"if {attributes.condition(new, kept)}:", "else:")
+        notes = (f"{attributes.layers} at the queries and behind attention", f"{attributes.layers} of all positions")
+        outer = self.indent
+        for word, note, region, uses in zip(words, notes, op.regions, counts, strict=True):
+            self.indent = outer
+            self.write(f"{word}  # {note}", op.span)
+            self.indent = f"{outer}    "
+            self.spell(region.ops)
+            for inner in region.ops:
+                self.operation(inner, uses, last=inner is region.ops[-1])
+            self.assign(target, self.take(region.results[0]), region.ops[-1].span)
+        self.indent = outer
+        for value in captures(op):
+            self.left[value] -= 1
 
     def take(self, value: Value) -> Text:
         if value.name == "documents" and value not in self.texts:
@@ -128,7 +177,19 @@ class Serving(Function):
             axes = value.type.axes
             kind = value.type.with_axes((axes[0], Axis("T", axes[1].size), *axes[2:]))
             targets.append(self.bind(value, suffixed(name, kind)))
-        self.assign(", ".join(targets) + ("," if len(targets) == 1 else ""), call("cache.keep", arguments), op.span)
+        self.assign(
+            ", ".join(targets) if len(targets) > 1 else f"({targets[0]},)", call("cache.keep", arguments), op.span
+        )
+
+    def compute(self, op: Op, uses: Counter[Value], last: bool) -> None:
+        """As in training, but that losses are not among the results of a block: what is left of one is returned."""
+        wanted = _wanted_of(op)
+        if not last or len(wanted) != 1 or wanted == op.results:
+            Function.compute(self, op, uses, last)
+            return
+        variables = tuple(v for value in (*op.operands, *captures(op)) for v in self.waiting.get(value, ()))
+        self.texts[wanted[0]] = self.invoke(op, tuple(self.take(v) for v in op.operands))
+        self.waiting[wanted[0]] = variables
 
     def invoke(self, op: Op, operands: tuple[Text, ...]) -> Text:
         attributes = op.attributes
@@ -192,6 +253,11 @@ class Serving(Function):
         self.indent = outer
 
 
+def _wanted_of(op: Op) -> tuple[Value, ...]:
+    """The results of an operation that are not losses, where serving calls it by a function that leaves these out."""
+    return op.results[: kept_results(op)] if isinstance(op.attributes, Block) and keeps(op) else op.results
+
+
 def live(region: Region, wanted: tuple[Value, ...]) -> list[Op]:
     """The operations of a region that `wanted` depends on: heads that only training has use for are left out."""
     needed = set(wanted)
@@ -211,6 +277,21 @@ def _uses(ops: list[Op], wanted: tuple[Value, ...]) -> Counter[Value]:
     return counts
 
 
+def _passed(graph: Graph) -> str | None:
+    """How many positions one pass adds to what is kept, where that is a sequence of several inputs."""
+    kept = next((op for op, _ in walk(graph.body) if isinstance(op.attributes, Keep)), None)
+    size = kept.operands[0].type.axes[1].size if kept is not None else None
+    if size is None or len(size.symbols()) < 2:
+        return None
+    texts = []
+    for name, value in zip(graph.inputs, graph.body.arguments, strict=True):
+        sizes = [axis.size for axis in value.type.axes]
+        texts += [
+            f"{suffixed(name, value.type)}.shape[{sizes.index(s)}]" for s in sizes if s.symbols() & size.symbols()
+        ]
+    return " + ".join(texts)
+
+
 def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     """The lines of serve.py below its header; `classes` are those of model.py."""
     names = Names(graph, kernels=classes.names.kernels)
@@ -219,8 +300,14 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     function = Serving(names, "", span, serving=True, indent="    ", file=file)
     parameters = ["self: Model"]
     given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
+    absent = []
     for name, value in given:
-        parameters.append(f"{function.bind(value, suffixed(name, value.type), parameter=True)}: Tensor")
+        text = function.bind(value, suffixed(name, value.type), parameter=True)
+        if name in graph.optional and value is not given[0][1]:
+            absent.append(f"{text}: Tensor | None = None")
+        else:
+            parameters.append(f"{text}: Tensor")
+    fill_absent(function, graph)
     wanted = graph.body.results[:1]
     function.part(graph.body, wanted, newest_only=True)
     logits = function.take(wanted[0])
@@ -228,18 +315,19 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     names.use("dskc.runtime.serve.cache", "Cache")
     names.use(".model", "Model")
     axes = [axis.name for axis in wanted[0].type.axes if axis.name != "S"]
-    head = fit("", "def forward", (*parameters, "cache: Cache"), " -> Tensor:")
+    head = fit("", "def forward", (*parameters, "cache: Cache", *absent), " -> Tensor:")
     top = [Line(text, span) for text in head]
     what = f"{graph.results[0].capitalize()} [{', '.join(axes)}] of the last position"
     doc = f"{what}; what the blocks keep joins the cache."
     top.append(Line(f'    """{doc}"""', span))
     top += function.lines
-    top.append(Line(f"    cache.advance({tokens}.shape[1])", span))
+    passed = _passed(graph) or f"{tokens}.shape[1]"
+    top.append(Line(f"    cache.advance({passed})", span))
     top.append(Line(f"    return {logits.at(3)}[:, -1]", span))
     lines = [
         f'"""Prefill and decode of {graph.name}: the same graph, with what its blocks keep in a cache.',
         "",
-        signature(graph),
+        *textwrap.wrap(signature(graph), WIDTH),
         '"""',
         "",
         "from __future__ import annotations",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..reserved import PYTHON
@@ -54,7 +55,16 @@ def fit(indent: str, head: str, arguments: tuple[str, ...], tail: str) -> list[s
     inner = f"{indent}    {', '.join(arguments)}"
     if len(inner) <= WIDTH:
         return [f"{indent}{head}(", inner, f"{indent}){tail}"]
-    return [f"{indent}{head}(", *(f"{indent}    {argument}," for argument in arguments), f"{indent}){tail}"]
+    lines = (line for argument in arguments for line in _argument(f"{indent}    ", argument))
+    return [f"{indent}{head}(", *lines, f"{indent}){tail}"]
+
+
+def _argument(indent: str, argument: str) -> list[str]:
+    """An argument on a line of its own; a call of plain arguments that is too long for it is broken too."""
+    found = re.fullmatch(r"((?:\w+=)?\w+)\(([^()\[\]{}]+)\)", argument)
+    if found is None or len(indent) + len(argument) < WIDTH:
+        return [f"{indent}{argument},"]
+    return fit(indent, found[1], tuple(found[2].split(", ")), ",")
 
 
 def camel(name: str) -> str:

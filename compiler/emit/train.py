@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
@@ -10,13 +11,14 @@ from types import SimpleNamespace
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from ..ir import Graph
+from ..ir import DType, Graph, Value
 from ..passes.memory import Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
 from .model import output_fields
-from .text import number
+from .text import WIDTH, fit, number
 
+NEXT_TOKEN = "next_token"
 BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
 CLASSES = {"adamw": "AdamW", "lion": "Lion"}
 
@@ -55,12 +57,19 @@ def emit_train(
     ]
     if not ledger.repeats:
         imports.remove("Repeat")
+    plain = is_plain(graph, recipe.objective)
+    if not plain:
+        imports += ["Input", *(["Task"] if any(t.loss in ("classify", "regress") for t in recipe.objective) else [])]
+        imports.sort(key=lambda name: (name[0].islower(), name))
+    called = dict.fromkeys(t.loss for t in recipe.objective if t.result is not None)
+    reference = [*sorted(called), *([] if plain else ["weighted"])]
     return _template().render(
         model=graph.name,
-        file=file,
+        head=_head(graph, recipe, file),
         recipe=recipe,
         objective=objective_text(recipe.objective),
-        objective_lines=_objective(graph, recipe.objective, losses),
+        objective_lines=(_objective if plain else _of_tasks)(graph, recipe.objective, losses),
+        reference=reference,
         imports=imports,
         recipe_fields=_recipe(graph, recipe, spec, spec_hash),
         plans=_plans(plans, recipe, ledger),
@@ -69,7 +78,19 @@ def emit_train(
         optimizer=_optimizer(recipe.optimizer),
         schedule=_schedule(recipe.schedule, recipe.optimizer),
         clip=_float(recipe.optimizer["clip"]),
+        balance=None if recipe.balance_speed is None else number(recipe.balance_speed),
     )
+
+
+def _head(graph: Graph, recipe: TrainRecipe, file: str) -> str:
+    """The docstring of the file: what it trains on what, and how it is run."""
+    by = "its default recipe" if recipe.default else f"the recipe `{recipe.name}`"
+    paragraphs = (
+        f'"""Trains {graph.name} by {by}: {objective_text(recipe.objective)}.',
+        f"Run it with `python generated/{graph.name}/{file} --data FOLDER --steps 300 --out runs/{graph.name}`.",
+    )
+    filled = (textwrap.fill(p, WIDTH, break_on_hyphens=False, break_long_words=False) for p in paragraphs)
+    return "\n\n".join(filled) + '\n"""'
 
 
 def _float(value: object) -> str:
@@ -103,9 +124,41 @@ def _recipe(graph: Graph, recipe: TrainRecipe, spec: str, spec_hash: str) -> lis
         ("save_every", number(recipe.save_every)),
         ("save_keep", number(recipe.save_keep)),
     ]
+    fields += _beside_text(graph, recipe)
     if recipe.default:
         fields += [("default", "True"), ("text", '"""\\\n' + recipe_text(graph, recipe) + '"""')]
     return fields
+
+
+def is_plain(graph: Graph, terms: tuple[Term, ...]) -> bool:
+    """Whether a model is of text alone: it has its tokens in every batch, and its only targets are the next ones."""
+    given = [name for name in graph.inputs if name != "documents"]
+    return given == ["tokens"] and not graph.optional and all(t.result is None or t.loss == NEXT_TOKEN for t in terms)
+
+
+def _beside_text(graph: Graph, recipe: TrainRecipe) -> list[tuple[str, str]]:
+    """What a recipe says of other inputs than tokens, and of results that are compared with labels."""
+    if is_plain(graph, recipe.objective):
+        return []
+    sizes = {**graph.sizes, **recipe.data}
+
+    def shape(value: Value) -> str:
+        found = [number(int(axis.size.evaluate(sizes))) for axis in value.type.axes[1:]]
+        return f"({', '.join(found)}{',' if len(found) == 1 else ''})"
+
+    def lines(entries: list[str]) -> str:
+        return "\n        ".join(["{", *(f"{entry}," for entry in entries)]) + "\n    }"
+
+    given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
+    results = dict(zip(graph.results, graph.body.results, strict=False))
+    optional = {name: ", optional=True" if name in graph.optional else "" for name, _ in given}
+    ids = {name: ", ids=True" if value.type.dtype is DType.INT64 else "" for name, value in given}
+    inputs = [f'"{name}": Input({shape(value)}{optional[name]}{ids[name]})' for name, value in given]
+    tasks = [t for t in recipe.objective if t.result is not None and t.loss != NEXT_TOKEN]
+    spelled = [f'"{t.result}": Task("{t.loss}", {shape(results[t.result or ""])})' for t in tasks]
+    fields = [("inputs", lines(inputs)), *([("tasks", lines(spelled))] if tasks else [])]
+    predicts = any(term.loss == NEXT_TOKEN for term in recipe.objective)
+    return fields if predicts else [*fields, ("next_token", "False")]
 
 
 def vocabulary(graph: Graph) -> str:
@@ -126,6 +179,7 @@ def recipe_text(graph: Graph, recipe: TrainRecipe) -> str:
             f"  optimizer {_spelled(recipe.optimizer)}",
             f"  schedule  {_spelled(recipe.schedule)}",
             f"  init      {_spelled(recipe.init)}",
+            *([] if recipe.balance_speed is None else [f"  balance   {{ speed = {recipe.balance_speed:g} }}"]),
             f"  save      {{ every = {recipe.save_every}, keep = {recipe.save_keep} }}",
             "}",
             "",
@@ -229,13 +283,14 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
     spelled, named = [], []
     many = sum(1 for t in terms if t.loss == "next_token") > 1
     for term in terms:
-        if term.loss == "next_token":
+        if term.loss == NEXT_TOKEN:
             name = f"next_token_{term.result}" if many else "token"
             source = "logits" if single else f"out.{term.result}"
             ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
             by = f", rows=kernels.{losses[term.kernel]}"
             lines.append(f"{name} = next_token({source}, batch.targets{ahead}{by})")
-            key = f"next_token_{term.result}" if many else "next_token"
+            plain = term.result == graph.results[0] and term.ahead == 1  # what held-out text is measured by
+            key = "next_token" if plain or not many else f"next_token_{term.result}"
             named.append((key, name))
         else:
             name = f"out.{term.loss}"
@@ -245,5 +300,40 @@ def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[obje
     if len(terms) == 1 and terms[0].weight == 1:
         loss = lines[1].split(" = ", 1)[1]
         return [lines[0], f'return {{"loss": {loss}}}']
-    pairs = ", ".join(f'"{key}": {name}' for key, name in named)
-    return [*lines, f'return {{"loss": {total}, {pairs}}}']
+    pairs = [f'"{key}": {name}' for key, name in (("loss", total), *named)]
+    whole = f"return {{{', '.join(pairs)}}}"
+    if len(whole) + 4 <= WIDTH:
+        return [*lines, whole]
+    return [*lines, "return {", *(f"    {pair}," for pair in pairs), "}"]
+
+
+def _of_tasks(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[object, ...], str]) -> list[str]:
+    """The objective where inputs and targets come and go: terms count in the batches that have their target."""
+    single = not output_fields(graph)
+    own = {"tokens": "batch.tokens", "documents": "batch.documents"}
+    given = (
+        own.get(name) or (f'batch.inputs.get("{name}")' if name in graph.optional else f'batch.inputs["{name}"]')
+        for name in graph.inputs
+    )
+    lines = [line[4:] for line in fit("    ", "out = model", tuple(given), "")]
+    lines.append("losses: dict[str, Tensor] = {}")
+    predicted = [term for term in terms if term.loss == NEXT_TOKEN]
+    factors = []
+    for term in terms:
+        source = "out" if single else f"out.{term.result or term.loss}"
+        key = term.loss
+        if term.loss == NEXT_TOKEN:
+            key = f"{NEXT_TOKEN}_{term.result}" if len(predicted) > 1 else NEXT_TOKEN
+            ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
+            rows = f", rows=kernels.{losses[term.kernel]}"
+            lines.append("if batch.targets is not None:")
+            lines.append(f'    losses["{key}"] = {NEXT_TOKEN}({source}, batch.targets{ahead}{rows})')
+        elif term.result is not None:
+            key = f"{term.loss}_{term.result}"
+            lines.append(f'if "{term.result}" in batch.labels:')
+            lines.append(f'    losses["{key}"] = {term.loss}({source}, batch.labels["{term.result}"])')
+        else:
+            lines.append(f'losses["{key}"] = {source}')
+        if term.weight != 1:
+            factors.append(f'"{key}": {float(term.weight):g}')
+    return [*lines, f'return {{"loss": weighted(losses, {{{", ".join(factors)}}}), **losses}}']

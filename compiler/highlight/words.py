@@ -50,7 +50,9 @@ def words() -> Words:
         operators=_sorted(word for word, kind in keywords.items() if kind in OPERATORS),
         constants=_sorted(word for word, kind in keywords.items() if kind in CONSTANTS),
         types=_sorted((*arguments.VALUE_KINDS, *types.ELEMENTS)),
-        functions=_sorted((*called, *evaluate.FUNCTIONS, sections.NEXT_TOKEN.name)),
+        functions=_sorted(
+            (*called, *evaluate.FUNCTIONS, sections.NEXT_TOKEN.name, sections.CLASSIFY.name, sections.REGRESS.name)
+        ),
         values=_sorted((*(s.name for s in masks.MASKS.values() if not s.parameters), *signature.DTYPES)),
         choices=_sorted(choice for p in parameters for choice in p.choices),
         transforms=_sorted(checkpoint_map.TRANSFORMS),

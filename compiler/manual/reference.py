@@ -77,7 +77,12 @@ def train() -> list[str]:
     rows = [(f"`{key}`", "", doc, defaults.get(key, "")) for key, doc in sections.OPEN_KEYS["train"].items()]
     rows += [(*row, defaults.get(key, "")) for key, row in _rows(sections.TRAIN_KEYS)]
     head = ("key", "takes", "meaning", "unless told")
-    return [*table(head, rows), *_constructors(sections.TRAIN_KEYS.values()), *described(sections.NEXT_TOKEN)]
+    return [*table(head, rows), *_constructors(sections.TRAIN_KEYS.values()), *_terms()]
+
+
+def _terms() -> list[str]:
+    """What an objective may be made of."""
+    return [line for term in (sections.NEXT_TOKEN, sections.CLASSIFY, sections.REGRESS) for line in described(term)]
 
 
 def plan() -> list[str]:

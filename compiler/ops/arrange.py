@@ -71,6 +71,8 @@ class Expand(Operation):
         return (x.with_axes((*x.axes[:-1], self.axis, x.axes[-1])),)
 
     def emit(self, call: Call) -> Text:
+        if self.axis.size == Dim.of(1):
+            return call.operand(0).method("unsqueeze(-2)")
         kept = ", ".join(["-1"] * (len(call.op.result.type.axes) - 2))
         return call.operand(0).method(f"unsqueeze(-2).expand({kept}, {call.size(self.axis.size)}, -1)")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
 
-from ..ir import Op, TensorType, Value
+from ..ir import DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
 from ..values import Mask
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Attend(Operation):
-    """Operands: q [B, S, H, E], k [B, T, G, E], v [B, T, G, Ev], and the documents where the mask asks for them."""
+    """Operands: q [B, S, H, E], k [B, T, G, E], v [B, T, G, Ev]; then, each where there is one, the documents that the
+    mask asks for, `sinks` [H] and `select` [B, S, K]."""
 
     mask: Mask | None = None
     scale: float | None = None
     dropout: float = 0.0
+    softcap: float | None = None
+    sinks: bool = False
+    select: bool = False
     pure: ClassVar[bool] = False
     reference: ClassVar[str | None] = "attention"
 
-    def infer(self, q: TensorType, k: TensorType, v: TensorType, *documents: TensorType) -> tuple[TensorType, ...]:
+    def infer(self, q: TensorType, k: TensorType, v: TensorType, *more: TensorType) -> tuple[TensorType, ...]:
         for name, t in (("q", q), ("k", k), ("v", v)):
             check_floating(t, name)
             if len(t.axes) != 4:
@@ -40,7 +44,23 @@ class Attend(Operation):
         for place, what in ((1, "positions"), (2, "heads")):
             if k.axes[place].size != v.axes[place].size:
                 raise ShapeError(f"keys have `{k.axes[place].size}` {what} and values `{v.axes[place].size}`", "v")
+        if self.sinks:
+            sinks = more[-2 if self.select else -1]
+            check_floating(sinks, "sinks")
+            if tuple(a.size for a in sinks.axes) != (q.axes[2].size,):
+                raise ShapeError(f"there is a sink for each of `{q.axes[2].size}` heads, and this is {sinks}", "sinks")
+        if self.select:
+            select = more[-1]
+            if select.dtype is not DType.INT64:
+                raise ShapeError(f"selected positions are integers, not {select}", "select")
+            if len(select.axes) != 3 or tuple(a.size for a in select.axes[:2]) != tuple(a.size for a in q.axes[:2]):
+                raise ShapeError(f"queries {q} select positions [B, S, K], and this is {select}", "select")
         return (TensorType((*q.axes[:3], v.axes[-1]), q.dtype),)
+
+    @property
+    def written_out(self) -> bool:
+        """Whether the reference holds the scores as a tensor: torch's kernels cannot say it."""
+        return self.softcap is not None or self.sinks or self.select
 
     def flops(self, op: Op) -> Dim:
         q, k, v = (value.type for value in op.operands[:3])
@@ -51,6 +71,8 @@ class Attend(Operation):
         q, k, v = op.operands[:3]
         batch, queries, heads, _ = (axis.size for axis in q.type.axes)
         keys, groups = (axis.size for axis in k.type.axes[1:3])
+        if self.written_out:
+            return self._saved_written_out(op)
         log_sum_exp = (batch * queries * heads, "fp32")
         if self.mask is None or self.mask.names == {"causal"}:
             return Saved((q, k, v, op.result), (log_sum_exp,))
@@ -61,9 +83,28 @@ class Attend(Operation):
         repeated = batch * keys * heads * (k.type.axes[3].size + v.type.axes[3].size)
         return Saved((q, op.result), (log_sum_exp, mask, (repeated, "compute")))
 
+    def _saved_written_out(self, op: Op) -> Saved:
+        """q, k and v in fp32, and the probabilities with what else is as large."""
+        q, k, v = (value.type for value in op.operands[:3])
+        batch, queries, heads, _ = (axis.size for axis in q.axes)
+        keys = k.axes[1].size
+        names = self.mask.names if self.mask is not None else frozenset()
+        scores = batch * heads * queries * keys
+        extra = [(t.elements, "fp32") for t in (q, k, v)]
+        extra.append((scores + batch * heads * queries if self.sinks else scores, "fp32"))
+        if self.softcap is not None:
+            extra.append((scores, "fp32"))  # the tangents
+        if self.dropout:
+            extra += [(scores, "fp32"), (scores, "bool")]
+        if self.select or names:
+            extra.append((queries * keys * (batch if self.select or "documents" in names else 1), "bool"))
+        return Saved(extra=tuple(extra))
+
     def emit(self, call: Call) -> Text:
-        q, k, v, *documents = call.operands
-        mask = call.mask(self.mask, documents[0] if documents else None) if self.mask else None
+        q, k, v, *more = call.operands
+        select = more.pop() if self.select else None
+        sinks = more.pop() if self.sinks else None
+        mask = call.mask(self.mask, more[0] if more else None) if self.mask else None
         return call.reference("attention")(
             q,
             k,
@@ -72,6 +113,9 @@ class Attend(Operation):
             scale=call.number(self.scale) if self.scale is not None else None,
             dropout=call.number(self.dropout) if self.dropout else None,
             training=call.text("self.training") if self.dropout else None,
+            softcap=call.number(self.softcap) if self.softcap is not None else None,
+            sinks=sinks,
+            select=select,
         )
 
 
@@ -81,12 +125,16 @@ def _attend(site: Site) -> Value:
     operands = [q, k, v]
     if isinstance(mask, Mask) and "documents" in mask.names:
         operands.append(site.builder.documents(q))
+    operands += [site.tensor(name) for name in ("sinks", "select") if site[name] is not None]
     scale = site["scale"]
     return site.add(
         Attend(
             mask if isinstance(mask, Mask) else None,
             float(scale) if isinstance(scale, Fraction) else None,
             _probability(site, "dropout"),
+            site.positive("softcap") if site["softcap"] is not None else None,
+            site["sinks"] is not None,
+            site["select"] is not None,
         ),
         *operands,
     )
@@ -103,6 +151,9 @@ PRIMITIVES = (
                 Parameter("mask", Kind.MASK, None, doc="which keys a query sees; all unless told"),
                 Parameter("scale", Kind.FLOAT, None, doc="of the scores; 1 / sqrt(width) unless told"),
                 Parameter("dropout", Kind.FLOAT, 0.0, doc="of the probabilities, while training"),
+                Parameter("softcap", Kind.FLOAT, None, doc="bounds the scaled scores, before the mask: `softcap`"),
+                Parameter("sinks", Kind.TENSOR, None, doc="a logit of each head that has no value, [H]"),
+                Parameter("select", Kind.TENSOR, None, doc="the only positions that each query may see, [B, S, K]"),
             ),
             "softmax(scale * q kᵀ where the mask allows) v (arXiv:1706.03762, equation 1).",
         ),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from dskc.dsl.dims import Dim
+
 from ..ir import FLOATING, DType, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
     from ..emit.expression import Call, Text
     from ..rows.row import Row, Writing
 
+_ONE = Dim.of(1)
 _SIGNS = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 
 
 @dataclass(frozen=True, slots=True)
 class Elementwise(RowOperation):
-    """add, sub, mul or div of two tensors, or of one and the number `by` (`reverse`: the number comes first)."""
+    """add, sub, mul or div of two tensors, or of one and the number `by` (`reverse`: the number comes first).
+
+    An axis of size 1 of the one with fewer axes meets any: a weight [H, 1] for each head of [B, S, H, E].
+    """
 
     operator: str
     by: float | None = None
@@ -40,7 +46,7 @@ class Elementwise(RowOperation):
         longer, shorter = (x, other[0]) if len(x.axes) >= len(other[0].axes) else (other[0], x)
         skip = len(longer.axes) - len(shorter.axes)
         for a, b in zip(longer.axes[skip:], shorter.axes, strict=True):
-            if a.size != b.size:
+            if a.size != b.size and b.size != _ONE:
                 raise ShapeError(f"{_shape(x)} and {_shape(other[0])} do not meet: `{a.size}` is not `{b.size}`")
         return (TensorType(longer.axes, common_dtype(x, other[0])),)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
 
@@ -13,6 +13,7 @@ from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
 from ..values import BlockValue, Size
 from .base import Operation, Saved, ShapeError, check_all_but_last, check_floating
+from .weights import Weight
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -55,6 +56,34 @@ class Experts(Operation):
         return f"{self.path}: {self.count.size} x {self.block}"
 
 
+@dataclass(frozen=True, slots=True)
+class Capacity(Operation):
+    """Operands: the module's count, chosen and weight [B, S, K]. The weights, 0 while training where an expert has no
+    room left."""
+
+    pure: ClassVar[bool] = False
+
+    def infer(self, dropped: TensorType, chosen: TensorType, weight: TensorType) -> tuple[TensorType, ...]:
+        return (weight,)
+
+    def saved(self, op: Op) -> Saved:
+        return Saved(extra=((op.result.type.elements, "bool"),))
+
+    def emit(self, call: Call) -> Text:
+        return call.operand(2) if call.serving else call.apply(call.module(0), call.operand(1), call.operand(2))
+
+
+def _capacity(site: Site, count: Size, chosen: Value, weight: Value) -> Value:
+    """The weights that are left when each expert takes no more than its share of choices, times `capacity`."""
+    factor = site.positive("capacity")
+    path = f"{site.path}_capacity"
+    if site.owner is not None:
+        raise ShapeError("experts with a `capacity` are called with their tensor", "capacity", code="DSK0190")
+    dropped = Weight("dropped", ((count.axis,),), "zeros", state="counted")
+    (value,) = site.builder.weights(path, "Capacity", (dropped,), site.span, factor=factor)
+    return site.builder.one(Capacity(), (value, chosen, weight), site.span, "kept")
+
+
 def _experts(site: Site) -> Value:
     x, chosen, weight = (site.tensor(name) for name in ("x", "chosen", "weight"))
     block, count = site["block"], site["count"]
@@ -62,6 +91,8 @@ def _experts(site: Site) -> Value:
         raise ShapeError("`experts` needs a block still to be applied, such as `swiglu(inner: F)`", "block")
     attributes = Experts(site.path, count.axis, block.name, block.doc)
     (kind,) = attributes.infer(x.type, chosen.type, weight.type)
+    if site["capacity"] is not None:
+        weight = _capacity(site, count, chosen, weight)
     inner = Builder(site.path, site.builder)
     if site.owner is not None:
         inner.home = site.owner.home
@@ -94,6 +125,13 @@ PRIMITIVES = (
                 Parameter("weight", Kind.TENSOR, doc="how much of each, [B, S, K]"),
                 Parameter("block", Kind.BLOCK, doc="what each expert is"),
                 Parameter("count", Kind.SIZE, doc="how many there are"),
+                Parameter(
+                    "capacity",
+                    Kind.FLOAT,
+                    None,
+                    doc="while training an expert takes so many times its even "
+                    "share of choices, in order of position, and the others are dropped; all unless told",
+                ),
             ),
             "Each token through its chosen copies of a block, summed by weight (arXiv:1701.06538).",
         ),

@@ -95,23 +95,33 @@ def _linear(site: Site) -> Value:
     x = site.tensor("x")
     axes = _arrow(site, x)
     assert axes.source is not None
-    bias = bool(site["bias"])
-    compute = site["compute"]
-    assert compute is None or isinstance(compute, str)
-    dtype = DType(compute) if compute else None
+    bias, dtype = bool(site["bias"]), _dtype(site)
     if dtype and site.builder.stack is not None:
         raise ShapeError("`compute` of linear layers inside `experts` is not compiled yet", "compute", code="DSK0190")
-    weights = [Weight("weight", (axes.target, axes.source))]
-    if bias:
-        weights.append(Weight("bias", (axes.target,), "zeros"))
-    options: dict[str, object] = {"bias": True} if bias else {}
-    if dtype:
-        options["compute"] = dtype
-    made = site.weights("Linear", *weights, **options)
+    made = linear_weights(site, axes)
     offsets = site.builder.offsets
     rest = (offsets,) if offsets is not None else ()
     op = Linear(axes.source, axes.target, bias, dtype, grouped=offsets is not None)
     return site.add(op, x, *made, *rest)
+
+
+def linear_weights(site: Site, axes: ArrowValue) -> tuple[Value, ...]:
+    """The weight, and the bias where there is one, of a linear map between these axes."""
+    assert axes.source is not None
+    weights = [Weight("weight", (axes.target, axes.source))]
+    options: dict[str, object] = {}
+    if site["bias"]:
+        weights.append(Weight("bias", (axes.target,), "zeros"))
+        options["bias"] = True
+    if (dtype := _dtype(site)) is not None:
+        options["compute"] = dtype
+    return site.weights("Linear", *weights, **options)
+
+
+def _dtype(site: Site) -> DType | None:
+    compute = site["compute"]
+    assert compute is None or isinstance(compute, str)
+    return DType(compute) if compute else None
 
 
 def _embed(site: Site) -> Value:

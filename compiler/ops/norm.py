@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dskc.dsl.dims import Dim
 
-from ..ir import Op, TensorType, Value
+from ..ir import Axis, Op, TensorType, Value
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
 from .base import RowOperation, Saved, check_floating, last_axis
@@ -85,14 +85,18 @@ def _rms_norm(site: Site) -> Value:
 
 
 def _layer_norm(site: Site) -> Value:
-    x = site.tensor("x")
+    x, eps = site.tensor("x"), site.positive("eps", zero=True)
+    return site.add(LayerNorm(eps), x, *layer_norm_weights(site, last_axis(x.type, "x")))
+
+
+def layer_norm_weights(site: Site, axis: Axis) -> tuple[Value, ...]:
+    """The weight, and the bias where there is one, of a layer norm over an axis."""
     eps, bias = site.positive("eps", zero=True), bool(site["bias"])
-    axis = last_axis(x.type, "x")
     weights = [Weight("weight", ((axis,),), "ones")]
     if bias:
         weights.append(Weight("bias", ((axis,),), "zeros"))
     options = {"eps": eps} if bias else {"eps": eps, "bias": False}
-    return site.add(LayerNorm(eps), x, *site.weights("LayerNorm", *weights, **options))
+    return site.weights("LayerNorm", *weights, **options)
 
 
 PRIMITIVES = (

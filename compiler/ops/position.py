@@ -13,6 +13,7 @@ from ..primitive import Primitive, Site
 from ..signature import REQUIRED, Default, Kind, Parameter, Record, Signature
 from ..values import Size
 from .base import Operation, RowOperation, Saved, ShapeError, check_floating
+from .sequence import length_text
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -21,20 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Positions(Operation):
-    """0, 1, 2, ... along an axis of the operand; behind a cache, on from what it holds."""
+    """0, 1, 2, ... along an axis of the operands, or over all of theirs; behind a cache, on from what it holds."""
 
     axis: Axis
     invariant: ClassVar[bool] = True
 
-    def infer(self, like: TensorType) -> tuple[TensorType, ...]:
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         return (TensorType((self.axis,), DType.INT64),)
 
     def emit(self, call: Call) -> Text:
-        like = call.operand(0)
         if call.serving:
-            return call.text("cache").method(f"positions({like})")
-        axis = [a.size for a in call.op.operands[0].type.axes].index(self.axis.size)
-        return call.text(f"torch.arange({like}.shape[{axis}], device={like}.device)")
+            return call.text("cache").method(f"positions({', '.join(map(str, call.operands))})")
+        length = length_text(call, self.axis.size)
+        return call.apply("torch.arange", call.text(length), call.text(f"device={call.operand(0)}.device"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +121,16 @@ def _rope(site: Site) -> Value:
     if len(x.type.axes) < 3:
         raise ShapeError(f"`rope` needs [B, S, .., E], and gets {x.type}", "x")
     axis = x.type.axes[1]
-    tokens = site.builder.tokens_along(axis)
-    if tokens is None:
+    inputs = site.builder.inputs_along(axis)
+    if not inputs:
         raise ShapeError(
-            f"`rope` turns by position along the second axis, and `{axis.size}` is no axis of an input", "x"
+            f"`rope` turns by position along the second axis, and `{axis.size}` is no axis of inputs",
+            "x",
         )
     width = site["width"]
     last = width.axis if isinstance(width, Size) else x.type.axes[-1]
     add = site.builder.one
-    positions = add(Positions(axis), (tokens,), site.span, "position")
+    positions = add(Positions(axis), inputs, site.span, "position")
     scaling = site["scaling"]
     assert scaling is None or isinstance(scaling, Record)
     for name, value in scaling.arguments if scaling else ():

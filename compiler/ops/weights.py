@@ -1,4 +1,4 @@
-"""Weights: what a model learns, declared once each under the path that its state dict knows it by."""
+"""Weights: what a model learns or keeps, declared once each under the path that its state dict knows it by."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Weight:
     name: str
     groups: tuple[tuple[Axis, ...], ...]
     init: str = "normal"
+    state: str | None = None  # no parameter but a buffer: `saved` in the state dict and checkpoints, or only `counted`
 
     @property
     def type(self) -> TensorType:
-        return TensorType(tuple(flat(group) for group in self.groups), DType.PARAMS)
+        return TensorType(tuple(flat(group) for group in self.groups), DType.FP32 if self.state else DType.PARAMS)
 
     @property
     def elements(self) -> Dim:
@@ -59,7 +60,8 @@ class Weights(Operation):
     def elements(self) -> Dim:
         total = Dim.of(0)
         for weight in self.weights:
-            total = total + weight.elements
+            if weight.state is None:
+                total = total + weight.elements
         return total
 
     def describe(self) -> str:

@@ -42,6 +42,7 @@ class _Expander:
         self.evaluator = self.calls.evaluator
         self.repeats = Repeats(self.evaluator, self._statements, self._once)
         self.requirements: list[Requirement] = []
+        self.optional: tuple[str, ...] = ()  # inputs that a batch may come without
         self.bound_once: dict[int, frozenset[str]] = {}  # of bodies by identity: iterations read one again and again
 
     # --- the model
@@ -69,7 +70,7 @@ class _Expander:
         names = tuple(result.name.text for result in syntax.results)
         graph = Graph(
             self.source.name.text, self.source.doc, self.source.name.span, infos, region,
-            tuple(builder.inputs), names, losses,
+            tuple(builder.inputs), names, losses, self.optional,
         )  # fmt: skip
         return graph, self.requirements
 
@@ -80,9 +81,6 @@ class _Expander:
             if not isinstance(param.kind, s.Type):
                 frame.report("DSK0144", "what goes into a model is a tensor", param.span, "write `name: ids[B, S]`")
                 continue
-            if param.kind.optional:
-                title = "optional inputs are not compiled yet"
-                frame.report("DSK0190", title, param.kind.span, "take the `?` away")
             for node in param.kind.axes:
                 if isinstance(node, s.Name) and node.text not in frame.dims:
                     frame.dims[node.text] = Axis(node.text, Dim.of(node.text))
@@ -94,6 +92,15 @@ class _Expander:
                 frame.shared.bound_values[param.name.text] = param.name.span
                 frame.builder.inputs[param.name.text] = value
                 frame.names[param.name.text] = value
+                if param.kind.optional:
+                    self._optional(param.name, param.kind, frame)
+
+    def _optional(self, name: s.Name, kind: s.Type, frame: Frame) -> None:
+        """Notes an input that a batch may come without: it is then empty along its second axis."""
+        self.optional = (*self.optional, name.text)
+        if len(kind.axes) < 2:
+            title = "an input that may be absent is empty along its second axis"
+            frame.report("DSK0144", title, kind.span, "write `name: [B, N, ..]?`")
 
     def _results(self, syntax: s.Model, frame: Frame) -> tuple[Value, ...] | None:
         found: list[Value] = []
@@ -288,7 +295,7 @@ class _Expander:
             return
         for said, value in zip(statement.names, values, strict=True):
             axes = value.type.axes
-            if len(axes) < 2 or frame.builder.tokens_along(axes[1]) is None:
+            if len(axes) < 2 or not frame.builder.inputs_along(axes[1]):
                 title = "what is kept grows along its second axis, the sequence: [B, S, ..]"
                 frame.report("DSK0126", title, said.span, f"this is {value.type}")
                 return

@@ -274,6 +274,8 @@ def can_fuse(op: Op, sizes: dict[str, int]) -> bool:
             if not value.type.axes:
                 return False
             layout_of(value.type, lead)
+            if isinstance(attributes, Elementwise) and value.type.axes[-1].size != op.result.type.axes[-1].size:
+                return False  # one number for a row's whole width: no load of a kernel's is of that form
     except ValueError:
         return False
     if isinstance(attributes, TopK | Gather):

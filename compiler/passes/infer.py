@@ -11,11 +11,11 @@ from dskc.dsl.dims import Dim
 from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 
-from ..ir import Graph, Op, Region
+from ..ir import Graph, Op, Region, walk
 from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.position import RopeTable
-from ..ops.routing import TopK
+from ..ops.routing import BalanceBias, CountLoad, GroupedTopK, TopK
 from ..requirements import Requirement, check_requirements
 
 
@@ -33,6 +33,7 @@ def infer(graph: Graph, requirements: list[Requirement], problems: Diagnostics) 
         _extra(op, known, found)
         complete = complete and all(diagnostic.code != "DSK0214" for diagnostic in found)
         problems.extend(_moved(diagnostic, at) for diagnostic in found)
+    _counted(graph, problems)
     if len(problems) == before:
         check_requirements(graph, requirements, problems)
     return graph if complete else None
@@ -92,6 +93,21 @@ def _extra(op: Op, known: dict[str, int], problems: Diagnostics) -> None:
         if among and attributes.k > among:
             title = f"the best {attributes.k} of {show_number(among)} cannot be chosen"
             problems.add(Diagnostic("DSK0209", title, op.span))
+    elif isinstance(attributes, GroupedTopK):
+        among = _value(op.operands[0].type.axes[-1].size, known)
+        problem = attributes.problem(int(among)) if among else None
+        if problem:
+            problems.add(Diagnostic("DSK0209", problem, op.span))
+
+
+def _counted(graph: Graph, problems: Diagnostics) -> None:
+    """Reports a `balance_bias` whose load nothing counts: it would never move."""
+    counted = {op.operands[0] for op, _ in walk(graph.body) if isinstance(op.attributes, CountLoad)}
+    for op, at in _placed(graph.body):
+        if isinstance(op.attributes, BalanceBias) and op.operands[0] not in counted:
+            help_ = "write `top_k(score, k, bias: balance_bias(X))`: what is chosen there is its load"
+            title = "no choice counts for this `balance_bias`"
+            problems.add(Diagnostic("DSK0126", title, at, "it would never move", notes=(("help", help_),)))
 
 
 def _value(size: Dim, known: dict[str, int]) -> Fraction | None:

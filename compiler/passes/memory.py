@@ -60,7 +60,7 @@ class Memory:
 
 def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
     """Counts a graph for a recipe's sequence length."""
-    sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), "S": recipe.length}
+    sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), **recipe.data}
     top, unfused = _Count(sizes), _Count(sizes, fused=False)
     repeats = []
     for op in graph.body.ops:
@@ -77,7 +77,8 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
         for name, value in zip(graph.results, graph.body.results, strict=False)
         if name in names
     )
-    full, causal = flops(graph, recipe.length)
+    full, causal = flops(graph, recipe.length, lengths=recipe.lengths)
+    length = positions(graph, recipe)
     return Memory(
         params=total_parameters(graph),
         repeats=tuple(repeats),
@@ -85,14 +86,26 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
         rest_unfused=unfused.total(),
         logits=logits,
         moments=1 if recipe.optimizer.name == "lion" else 2,
-        flops_per_token=causal // recipe.length,
-        flops_per_token_full=full // recipe.length,
+        flops_per_token=causal // length,
+        flops_per_token_full=full // length,
     )
 
 
-def flops(graph: Graph, length: int, sequences: int = 1) -> tuple[int, int]:
-    """Floating-point operations of all matrix products in one forward pass: attention in full, and counted causally."""
-    sizes = {**graph.sizes, **dict.fromkeys(_data(graph), sequences), "S": length}
+def positions(graph: Graph, recipe: TrainRecipe) -> int:
+    """How many positions a sequence has where every input is there: what it costs is counted for each of them."""
+    if not graph.optional:
+        return recipe.length
+    sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), **recipe.data}
+    given = (v for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents")
+    return sum(int(v.type.axes[1].size.evaluate(sizes)) for v in given if len(v.type.axes) > 1)
+
+
+def flops(graph: Graph, length: int, sequences: int = 1, lengths: tuple[tuple[str, int], ...] = ()) -> tuple[int, int]:
+    """Floating-point operations of all matrix products in one forward pass: attention in full, and counted causally.
+
+    length: of S; lengths: of other dims of the data.
+    """
+    sizes = {**graph.sizes, **dict.fromkeys(_data(graph), sequences), "S": length, **dict(lengths)}
     full = causal = 0
     for op, times in walk(graph.body):
         attributes = op.attributes

@@ -15,14 +15,14 @@ from ..arguments import Binder
 from ..builder import Builder
 from ..evaluate import Evaluator
 from ..frame import Frame, Shared
-from ..ir import Graph
+from ..ir import Graph, walk
+from ..ops.routing import BalanceBias
 from ..program import Program, Said, Scope, SectionSource
 from ..ranges import check_ranges
 from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
 from ..sections import (
     INITS,
     MINIMUM_ONE,
-    NEXT_TOKEN,
     OBJECTIVE,
     OPTIMIZERS,
     PLAN_KEYS,
@@ -34,10 +34,13 @@ from ..sections import (
 from ..signature import Kind, Parameter, Record
 from ..values import POISON, Expressed
 from .legality import check_plan, plan_device
+from .objective import Objective
 
 DEFAULT_TOKENS = 20  # a parameter (arXiv:2203.15556, table 3: compute-optimal training)
 DEFAULT_SEQUENCES = 32
 DEFAULT_LENGTH = 1024
+SEQUENCE = "S"  # the dim of the data that a recipe always has a size of
+BALANCE_SPEED = 1e-3  # arXiv:2412.19437, section 4.2
 UNSAID_TOKENS = 100_000_000  # of a recipe that is written down, but says nothing of `tokens`
 
 
@@ -89,8 +92,13 @@ def default_train(graph: Graph, parameters: int) -> TrainRecipe:
         init=filled("normal"),
         save_every=1000,
         save_keep=3,
+        balance_speed=BALANCE_SPEED if has_balance_bias(graph) else None,
         default=True,
     )
+
+
+def has_balance_bias(graph: Graph) -> bool:
+    return any(isinstance(op.attributes, BalanceBias) for op, _ in walk(graph.body))
 
 
 class _Reader:
@@ -115,7 +123,7 @@ class _Reader:
         if graph is None:
             return None
         base = default_train(graph, 1)
-        length = self._length(section, graph)
+        lengths = self._lengths(section, graph)
         objective = self._objective(section, graph) if OBJECTIVE in section.settings else base.objective
         if objective is None:
             return None
@@ -125,7 +133,8 @@ class _Reader:
             objective=objective,
             tokens=_first_int(values, "tokens") or UNSAID_TOKENS,
             sequences=_first_int(values, "batch.sequences") or base.sequences,
-            length=length or base.length,
+            length=lengths.pop(SEQUENCE, base.length),
+            lengths=tuple(lengths.items()),
             microbatch=_first_int(values, "batch.microbatch"),
             precision=_precision(values, base.precision),
             optimizer=_record(values, "optimizer") or base.optimizer,
@@ -133,6 +142,7 @@ class _Reader:
             init=_record(values, "init") or base.init,
             save_every=_first_int(values, "save.every") or base.save_every,
             save_keep=_first_int(values, "save.keep") or base.save_keep,
+            balance_speed=self._balance_speed(section, values, graph),
             doc=section.item.doc,
         )
 
@@ -272,9 +282,22 @@ class _Reader:
             return False
         return True
 
-    def _length(self, section: SectionSource, graph: Graph) -> int | None:
+    def _balance_speed(self, section: SectionSource, values: dict[str, Expressed], graph: Graph) -> float | None:
+        value = values.get("balance.speed")
+        if not isinstance(value, Fraction):
+            return None
+        said = section.settings["balance.speed"]
+        if value < 0:
+            self._report("DSK0131", "`balance.speed` is 0 or more", said.value.span, f"this is {show_number(value)}")
+        if not has_balance_bias(graph):
+            title = f"`{graph.name}` has no `balance_bias` to move"
+            self._report("DSK0170", title, said.key.span, "it stands in routers: `top_k(.., bias: balance_bias(X))`")
+        return float(value)
+
+    def _lengths(self, section: SectionSource, graph: Graph) -> dict[str, int]:
+        """The sizes that a recipe gives to dims of the data, by name."""
         data = _data_dims(graph)
-        length = None
+        lengths = {}
         for key, said in section.settings.items():
             if not (key.startswith("batch.") and key[6:7].isupper()):
                 continue
@@ -288,67 +311,12 @@ class _Reader:
             if isinstance(value, Fraction):
                 if value < 1:
                     self._report("DSK0131", f"`{name}` is at least 1", said.value.span)
-                elif name == "S":
-                    length = int(value)
-        return length
-
-    # --- objectives
+                else:
+                    lengths[name] = int(value)
+        return lengths
 
     def _objective(self, section: SectionSource, graph: Graph) -> tuple[Term, ...] | None:
-        said = section.settings[OBJECTIVE]
-        terms: list[Term] = []
-        sound = self._terms(said.value, Fraction(1), graph, terms)
-        return tuple(terms) if sound else None
-
-    def _terms(self, node: s.Expression, weight: Fraction, graph: Graph, into: list[Term]) -> bool:
-        match node:
-            case s.Parenthesized():
-                return self._terms(node.inner, weight, graph, into)
-            case s.Binary(operator="+"):
-                return all([self._terms(node.left, weight, graph, into), self._terms(node.right, weight, graph, into)])
-            case s.Binary(operator="*", left=s.Number(value=factor)):
-                return self._terms(node.right, weight * factor, graph, into)
-            case s.Path() if len(node.parts) == 1 and node.text in graph.losses:
-                into.append(Term(weight, node.text))
-                return True
-            case s.Call() if node.callee.text == NEXT_TOKEN.name:
-                return self._next_token(node, weight, graph, into)
-        names = [NEXT_TOKEN.name, *graph.losses]
-        text = node.callee.text if isinstance(node, s.Call) else node.span.text
-        near = did_you_mean(text, names)
-        label = f"did you mean `{near}`?" if near else f"there are {', '.join(names)}"
-        span = node.callee.span if isinstance(node, s.Call) else node.span
-        if ("loss", text) in self.unknown:
-            return False
-        self.unknown.add(("loss", text))
-        self._report("DSK0173", f"`{text}` is no loss of `{graph.name}`", span, label)
-        return False
-
-    def _next_token(self, node: s.Call, weight: Fraction, graph: Graph, into: list[Term]) -> bool:
-        result = None
-        numbers = {p.name: Fraction(str(p.default)) for p in NEXT_TOKEN.parameters if p.kind is not Kind.NAMES}
-        for argument in node.arguments:
-            if argument.label is None and isinstance(argument.value, s.Path):
-                result = argument.value
-            elif argument.label and argument.label.text in numbers and isinstance(argument.value, s.Number):
-                numbers[argument.label.text] = argument.value.value
-            else:
-                self._report("DSK0173", "`next_token` takes a result, `ahead`, `z` and `smoothing`", argument.span)
-                return False
-        if result is None or result.text not in graph.results:
-            span = result.span if result else node.span
-            near = did_you_mean(result.text, graph.results) if result else None
-            label = f"did you mean `{near}`?" if near else f"results are {', '.join(graph.results)}"
-            shown = f"`{result.text}` is no result of `{graph.name}`" if result else "`next_token` needs a result"
-            self._report("DSK0173", shown, span, label)
-            return False
-        ahead, z, smoothing = numbers.values()
-        if ahead.denominator != 1 or ahead < 1 or z < 0 or not 0 <= smoothing < 1:
-            what = "`ahead` is a whole number from 1, `z` 0 or more, `smoothing` from 0 to under 1"
-            self._report("DSK0173", what, node.span)
-            return False
-        into.append(Term(weight, "next_token", result.text, int(ahead), float(z), float(smoothing)))
-        return True
+        return Objective(graph, self.problems, self.unknown).read(section.settings[OBJECTIVE].value)
 
     def _report(self, code: str, title: str, span: Span, label: str = "", marks: tuple[Mark, ...] = ()) -> None:
         self.problems.add(Diagnostic(code, title, span, label, marks))

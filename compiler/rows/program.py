@@ -183,6 +183,7 @@ class _Builder:
         self.known[half.size] = (columns, (Part(columns),))
 
     def _name(self, wanted: str) -> str:
+        wanted = wanted or "C"  # columns, of an axis that is a number and has no name
         name, n = wanted, 2
         while name in self.taken:
             name, n = f"{wanted}{n}", n + 1

@@ -73,9 +73,7 @@ def write_words(folder: Path) -> str:
     save_file(
         {"audio": spoken.frames, "audio_label": spoken.words, "held_out": spoken.held_out}, folder / "words.safetensors"
     )
-    return (
-        f"{len(spoken.words):,} recordings of {len(WORDS)} words, {int(spoken.held_out.sum()):,} by voices held out"
-    )
+    return f"{len(spoken.words):,} recordings of {len(WORDS)} words, {int(spoken.held_out.sum()):,} by voices held out"
 
 
 if __name__ == "__main__":

@@ -24,16 +24,18 @@ from .activation import (
 )
 from .arrange import concat, gather, shift, split
 from .attention import attention
-from .experts import Rows, combine, dispatch
+from .compression import compressed
+from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
-from .linear import embed, linear, unembed
-from .loss import next_token, token_losses
+from .linear import embed, linear, map_heads, unembed
+from .loss import classify, next_token, regress, token_losses, weighted
 from .mask import Mask, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
-from .routing import load_balance, normalize, sequence_balance, top_k
+from .routing import load_balance, normalize, sequence_balance, top_k, z_loss
+from .sequence import join, or_empty, part_ids, parts, pool
 
 __all__ = [
     "LinearScaling",
@@ -44,7 +46,9 @@ __all__ = [
     "attention",
     "causal",
     "clamp",
+    "classify",
     "combine",
+    "compressed",
     "concat",
     "dispatch",
     "documents",
@@ -56,14 +60,21 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "grouped_linear",
+    "join",
     "layer_norm",
     "linear",
     "load_balance",
     "log",
+    "map_heads",
     "next_token",
     "noise",
     "normalize",
+    "or_empty",
+    "part_ids",
+    "parts",
+    "pool",
     "quantize",
+    "regress",
     "relu",
     "rms_norm",
     "rope",
@@ -81,5 +92,8 @@ __all__ = [
     "token_losses",
     "top_k",
     "unembed",
+    "weighted",
     "window",
+    "within_capacity",
+    "z_loss",
 ]

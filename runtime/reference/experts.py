@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,23 @@ def combine(y_RD: Tensor, rows: Rows, weight_BSK: Tensor) -> Tensor:
     y_BSKD = y_RD.index_select(0, rows.home_R).view(*weight_BSK.shape, y_RD.shape[-1])
     weight_BSK = weight_BSK.to(torch.promote_types(weight_BSK.dtype, torch.float32))
     return (y_BSKD * weight_BSK.unsqueeze(-1)).sum(-2).to(y_RD.dtype)
+
+
+def within_capacity(chosen_BSK: Tensor, experts: int, factor: float) -> Tensor:
+    """Which choices (indices below `experts`, int64 [B, S, K]) their experts have room for: bool [B, S, K].
+
+    Each takes the first `ceil(factor * B * S * K / experts)`, in the order in which they lie: by sequence, then by
+    position, then a token's better choice (Switch Transformer, arXiv:2101.03961, equation 3).
+    """
+    index_R = chosen_BSK.flatten()
+    share = Fraction(str(factor)) / experts
+    room = -(-share.numerator * index_R.shape[0] // share.denominator)  # rounded up, also where sizes are symbols
+    order_R = torch.sort(index_R, stable=True).indices
+    count_X = expert_counts(chosen_BSK, experts)
+    before_X = count_X.cumsum(0) - count_X
+    place_R = torch.arange(index_R.shape[0], device=index_R.device) - before_X[index_R[order_R]]
+    kept_R = torch.empty_like(place_R, dtype=torch.bool).scatter_(0, order_R, place_R < room)
+    return kept_R.view(chosen_BSK.shape)
 
 
 class _Spread(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Matrix products with weights: linear, embed, unembed. Weights take the dtype of what they meet."""
+"""Matrix products with weights: linear, heads, embed, unembed. Weights take the dtype of what they meet."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, compute: torch
     if compute is not None:
         x = x.to(compute)
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def map_heads(x_BSHE: Tensor, weight_HFE: Tensor) -> Tensor:
+    """Each head of x [B, S, H, E] by its own map of weight [H, F, E]: [B, S, H, F]. The weight takes the dtype of x."""
+    return torch.einsum("bshe,hfe->bshf", x_BSHE, weight_HFE.to(x_BSHE.dtype))
 
 
 def embed(tokens: Tensor, weight: Tensor) -> Tensor:

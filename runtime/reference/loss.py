@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,3 +45,29 @@ def next_token(
         target_BS = shift(targets_BS, n, fill=IGNORED).where(target_BS != IGNORED, IGNORED)
     count = (target_BS != IGNORED).sum().clamp(min=1)
     return rows(logits_BSV, target_BS).sum() / count
+
+
+def classify(scores_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Mean cross entropy in nats of scores [B, C] at labels (int64 [B]): a scalar in float32 (float64 as they are)."""
+    return F.cross_entropy(wide(scores_BC), labels_B)
+
+
+def regress(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean of squared differences of two tensors of one shape; a scalar in float32 (float64 as the first is).
+
+    Raises ValueError for other shapes: broadcast, they would be compared row with row.
+    """
+    if found.shape != wanted.shape:
+        raise ValueError(f"{list(found.shape)} is compared with {list(wanted.shape)}: both have the result's shape")
+    return F.mse_loss(wide(found), wide(wanted))
+
+
+def weighted(losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> Tensor:
+    """The sum of an objective's terms that a batch has, each times its factor (1 unless told). Losses: scalars.
+
+    Raises ValueError when there are none: the batch has no target that the objective asks for.
+    """
+    if not losses:
+        raise ValueError("the batch has no target of any term of the objective")
+    terms = [loss if factors.get(name, 1.0) == 1.0 else factors[name] * loss for name, loss in losses.items()]
+    return sum(terms[1:], terms[0])

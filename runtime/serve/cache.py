@@ -50,12 +50,13 @@ class Cache:
         view._path = (*self._path, *names)
         return view
 
-    def positions(self, tokens: Tensor) -> Tensor:
-        """The positions of tokens [B, S]: int64 [S], from how many are kept on.
+    def positions(self, *inputs: Tensor) -> Tensor:
+        """The positions of tokens [B, S], or of several inputs [B, N, ...] as one sequence: int64 [S], from how many
+        are kept on.
 
         Problem when they would not fit.
         """
-        start, stop = self._span(tokens)
+        start, stop = self._span(inputs[0].shape[0], sum(x.shape[1] for x in inputs))
         return torch.arange(start, stop, device=self._store.device)
 
     def keep(self, **tensors: Tensor) -> tuple[Tensor, ...]:
@@ -76,10 +77,10 @@ class Cache:
         """Forget all positions; the memory stays, for the next text."""
         self._store.length = 0
 
-    def _span(self, new: Tensor) -> tuple[int, int]:
+    def _span(self, batch: int, length: int) -> tuple[int, int]:
         store = self._store
-        assert new.shape[0] == store.batch, f"a batch of {new.shape[0]}, in a cache of {store.batch}"
-        stop = store.length + new.shape[1]
+        assert batch == store.batch, f"a batch of {batch}, in a cache of {store.batch}"
+        stop = store.length + length
         if stop > store.capacity:
             raise Problem(
                 f"the text is {stop:,} tokens long, and the cache holds {store.capacity:,}",
@@ -88,7 +89,7 @@ class Cache:
         return store.length, stop
 
     def _append(self, name: str, new: Tensor) -> Tensor:
-        start, stop = self._span(new)
+        start, stop = self._span(*new.shape[:2])
         store, path = self._store, (*self._path, name)
         buffer = store.buffers.get(path)
         if buffer is None or buffer.shape[1] < stop:

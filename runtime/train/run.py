@@ -25,6 +25,7 @@ from ..optim.optimizer import Optimizer
 from ..problem import Problem
 from .checkpoint import Position, State, list_checkpoints, read_checkpoint, write_checkpoint
 from .device import used_memory
+from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
 from .folder import write_json
@@ -99,7 +100,7 @@ class Run:
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self._dropped = model, optimizer, Dropped(model)
         if self._opened.checkpoint is not None:
             state: dict[str, State] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             read_checkpoint(self._opened.checkpoint, state)
@@ -150,6 +151,8 @@ class Run:
         if norm is not None:
             self._line["norm"] = float(norm)
         self._line |= losses
+        if self._dropped:
+            self._line["dropped"] = self._dropped.take()
         self._progress.update(step + 1, self._line["loss"], speed, seconds, used_memory(self.device))
 
     def finish(self) -> None:
@@ -158,7 +161,7 @@ class Run:
         text = held.get(TEXT)
         entropy = text.unigram_entropy if text is not None else None
         lines = read_lines(self.folder.log)
-        result = {
+        result: dict[str, object] = {
             "model": self.recipe.model,
             "steps": self.done,
             "tokens": self._trained(),
@@ -171,6 +174,9 @@ class Run:
             "tokens_per_s": round(self._timed / self._seconds, 1) if self._timed else None,
             "memory": used_memory(self.device),
         }
+        if shares := [line["dropped"] for line in lines if "dropped" in line]:
+            result["dropped"] = dropped = sum(shares) / len(shares)
+            self._progress.say(f"experts had no room for {dropped:.2%} of all choices")
         write_json(self.folder.path / "result.json", result)
         for name, one in held.items():
             self._progress.say(one.describe() if len(held) == 1 else f"{name}: {one.describe()}")

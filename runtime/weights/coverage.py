@@ -25,16 +25,22 @@ class ImportPlan:
     notes: tuple[str, ...] = ()
 
 
-def plan_import(rules: Sequence[Mapping[str, object]], shapes: Mapping[str, Shape], source: Source) -> ImportPlan:
+def plan_import(
+    rules: Sequence[Mapping[str, object]],
+    shapes: Mapping[str, Shape],
+    source: Source,
+    places: Mapping[str, str] | None = None,
+) -> ImportPlan:
     """What fills each of a model's parameters (their `shapes` by name) from this checkpoint by this map.
 
     Every parameter is filled once and every tensor used once, those that the map ignores apart. A tensor that no
     parameter asks for is accepted when it is `lm_head.weight`, or of a `same` rule, or what the map has for a parameter
     that this model lacks, and is an exact copy of another: models with a tied head are often saved so. Problem
-    otherwise, naming every parameter and tensor that does not fit.
+    otherwise, naming every parameter and tensor that does not fit, with the lines of the spec that `places` has for
+    parameters (by their names with `*` for indices).
     """
     read = read_rules(rules)
-    faults = Faults()
+    faults = Faults(places=dict(places or {}))
     used: dict[str, list[Region]] = {}
     assignments: dict[str, Expr] = {}
     for parameter, shape in shapes.items():
@@ -84,7 +90,7 @@ def _find(parameter: str, shape: Shape, rules: Rules, source: Source, faults: Fa
     wanted = bind(rule.value, indices, experts=shape[0] if shape else 0)
     own = {name: source.find(name) for name in names(wanted)}
     if absent := [name for name, there in own.items() if there is None]:
-        faults.missing += absent
+        faults.lack(parameter, absent)
         if len(absent) == len(own):
             return None
     return rename(wanted, {name: there or name for name, there in own.items()})
@@ -97,10 +103,10 @@ def _fits(parameter: str, shape: Shape, expr: Expr, source: Source, faults: Faul
     try:
         got = shape_of(expr, source.shape)
     except Problem as problem:
-        faults.shapes.append(f"{parameter} {list(shape)} cannot be made of {made_of}: {problem.message}")
+        faults.shape(parameter, f"{list(shape)} cannot be made of {made_of}: {problem.message}")
         return False
     if got != shape:
-        faults.shapes.append(f"{parameter} is {list(shape)} in the model, and {list(got)} by {made_of}")
+        faults.shape(parameter, f"is {list(shape)} in the model, and {list(got)} by {made_of}")
     return got == shape
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +21,32 @@ class Faults:
     twice: list[str] = field(default_factory=list)  # parameters with two
     used: list[str] = field(default_factory=list)  # tensors used in part, or more than once
     differ: list[str] = field(default_factory=list)  # tensors that should be copies, and are not
+    wanted_at: list[str] = field(default_factory=list)  # lines of the spec whose weights are missing
+    places: Mapping[str, str] = field(default_factory=dict)  # the line of each parameter, by its name with `*`
 
     def __bool__(self) -> bool:
-        return any(vars(self).values())
+        kinds = (self.missing, self.extra, self.shapes, self.unmapped, self.twice, self.used, self.differ)
+        return any(kinds)
+
+    def shape(self, parameter: str, fault: str) -> None:
+        """A parameter whose shape is not that of what it is made of."""
+        where = self._place(parameter)
+        self.shapes.append(f"{parameter} {fault}" + (f" ({where})" if where else ""))
+
+    def lack(self, parameter: str, tensors: Sequence[str]) -> None:
+        """Tensors that a parameter is made of, and that are not there."""
+        self.missing += tensors
+        where = self._place(parameter)
+        if where and where not in self.wanted_at:
+            self.wanted_at.append(where)
+
+    def _place(self, parameter: str) -> str | None:
+        return self.places.get(re.sub(r"(?<=\.)\d+(?=\.)", "*", parameter))
 
     def problem(self, path: Path) -> Problem:
+        asking = [f"(asked for at {', '.join(self.wanted_at[:4])})"] if self.wanted_at else []
         kinds = [
-            ("missing in the checkpoint", fold(self.missing)),
+            ("missing in the checkpoint", [*fold(self.missing), *asking]),
             ("in the checkpoint, and not asked for by the model", fold(self.extra)),
             ("of another shape", self.shapes),
             ("parameters that no rule of the map fills", fold(self.unmapped)),

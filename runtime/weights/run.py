@@ -14,10 +14,11 @@ from ..train.checkpoint import write_checkpoint
 from ..train.folder import Facts, create_run_folder, staged
 from ..train.load import load_package
 from ..train.recipe import Precision, dtype_of, name_of
+from .config import check_config
 from .coverage import plan_import
 from .source import open_source
 from .tokenizer import read_tokenizer
-from .transfer import import_weights
+from .transfer import read_weights
 
 
 def import_run(
@@ -31,18 +32,24 @@ def import_run(
     out: Path,
     dtype: str | None = None,
     tokenizer: Path | None = None,
+    places: Mapping[str, str] | None = None,
+    facts: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Makes `out` of a model's generated `files` and the weights in `checkpoint`, read by `rules`; all or nothing.
 
     vocabulary: V, which the tokenizer's ids stay under. dtype: to store weights in (`fp32`, `bf16`); what most of them
-    are in when None. Raises Problem when the checkpoint or its tokenizer does not match, naming each tensor, or when
-    `out` cannot be made.
+    are in when None. places: the line of the spec that each parameter comes from (`*` for indices). facts: what a
+    config.json beside the checkpoint must not contradict (see `config.py`), None to leave it unread. Raises Problem
+    when the checkpoint, its configuration or its tokenizer does not match, naming each tensor, or when `out` cannot be
+    made.
     """
     if not rules:
         raise Problem(
             f"`{model}` says nothing of others' weights", "give it `weights NAME`, the name of a checkpoint map"
         )
     source = open_source(checkpoint)
+    if facts is not None:
+        check_config(checkpoint, facts)
     with staged(out) as folder, tempfile.TemporaryDirectory() as code:
         package = Path(code) / model
         package.mkdir()
@@ -51,20 +58,24 @@ def import_run(
         with torch.device("meta"):
             empty = load_package(package).Model()
         shapes = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
-        plan = plan_import(rules, shapes, source)
+        plan = plan_import(rules, shapes, source, places or {})
         for note in plan.notes:
             print(note)
         ids = _tokenizer(tokenizer, checkpoint, vocabulary)
-        state = import_weights(plan, source, dtype_of(dtype) if dtype else None)
-        if dtype is None:
-            state = {name: value.to(_trainable(value.dtype)) for name, value in state.items()}
+        buffers = {name: value.dtype for name, value in empty.named_buffers()}  # these keep a dtype of their own
+        state = {
+            name: value.to(buffers.get(name) or (dtype_of(dtype) if dtype else _trainable(value.dtype)))
+            for name, value in read_weights(plan, source)
+        }
         stored = name_of(next(iter(state.values())).dtype)
-        facts = Facts(model=model, spec=spec, spec_hash=spec_hash, precision=Precision(stored, stored, "fp32", "fp32"))
-        run = create_run_folder(folder, package, facts)
+        run_facts = Facts(
+            model=model, spec=spec, spec_hash=spec_hash, precision=Precision(stored, stored, "fp32", "fp32")
+        )
+        run = create_run_folder(folder, package, run_facts)
         write_checkpoint(run.checkpoints, 0, state)
         if ids is not None:
             ids.save(str(run.tokenizer))
-    total = sum(value.numel() for value in state.values())
+    total = sum(value.numel() for name, value in state.items() if name not in buffers)
     print(f"{len(state)} tensors, {total:,} parameters in {stored}: {out}")
 
 

@@ -17,7 +17,8 @@ from .source import Source
 def read_weights(plan: ImportPlan, source: Source, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """Each parameter's name and value, one after another, in `dtype` (as stored when None), contiguous, on the CPU.
 
-    Only one parameter's tensors are held at a time. Problem for a tensor that cannot be read, or is not of floats.
+    Only one parameter's tensors are held at a time. Problem for a tensor that cannot be read, or whose numbers are not
+    floating-point, or not finite.
     """
     for parameter, expr in plan.assignments.items():
         value = apply(expr, lambda name: _floats(name, source))
@@ -59,5 +60,13 @@ def _floats(name: str, source: Source) -> Tensor:
         raise Problem(
             f"`{name}` of {source.path} holds {str(value.dtype).removeprefix('torch.')}, not floating-point numbers",
             help="quantised checkpoints can be read as GGUF; otherwise use the unquantised one",
+        )
+    if not bool(value.isfinite().all()):
+        count = value.numel() - int(value.isfinite().sum())
+        first = (~value.isfinite()).nonzero()[0].tolist()
+        raise Problem(
+            f"`{name}` of {source.path} holds {count:,} of {value.numel():,} numbers that are not finite: "
+            f"{float(value[tuple(first)])} at {first}",
+            help="the checkpoint was saved after training diverged, or was damaged: take another one",
         )
     return value

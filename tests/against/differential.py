@@ -34,14 +34,15 @@ class Ours:
     rules: list[dict[str, object]]
 
 
-def import_(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = ()) -> Result:
+def import_(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = (), config: bool = False) -> Result:
+    """`dskc import`; with `config` it reads the checkpoint's config.json too."""
     overrides = [part for setting in settings for part in ("--set", setting)]
-    return dskc("import", spec, checkpoint, "-o", out, *overrides)
+    return dskc("import", spec, checkpoint, "-o", out, *overrides, *(() if config else ("--no-config",)))
 
 
-def imported(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = ()) -> Ours:
+def imported(spec: Path, checkpoint: Path, out: Path, settings: Sequence[str] = (), config: bool = False) -> Ours:
     """The run that `dskc import` makes of a checkpoint, loaded."""
-    result = import_(spec, checkpoint, out, settings)
+    result = import_(spec, checkpoint, out, settings, config)
     assert result.exit_code == 0, result.output
     model, serve, _ = load_model(out, device="cpu")
     assert serve.__package__ is not None
@@ -76,11 +77,12 @@ def losses(ours: Ours, tokens_BS: Tensor) -> dict[str, Tensor]:
 
 
 def our_gradients(ours: Ours, tokens_BS: Tensor) -> dict[str, Tensor]:
-    """Of the next-token loss, by the names of the checkpoint."""
+    """Of the next-token loss, by the names of the checkpoint; none of what only foretells tokens further ahead."""
     model = ours.model.requires_grad_(True)
     model.zero_grad()
     losses(ours, tokens_BS)["next_token"].backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    parameters = model.named_parameters()
+    gradients = {name: parameter.grad for name, parameter in parameters if not name.startswith("mtp.")}
     model.requires_grad_(False)
     assert all(gradient is not None for gradient in gradients.values())
     return export_weights(ours.rules, gradients)
@@ -94,7 +96,10 @@ def their_gradients(theirs: PreTrainedModel, tokens_BS: Tensor, folder: Path) ->
         assert parameter.grad is not None
         parameter.data = parameter.grad
     model.save_pretrained(folder)
-    return load_file(folder / "model.safetensors")
+    buffers = tuple(name.rpartition(".")[2] for name, _ in model.named_buffers())
+    return {
+        name: value for name, value in load_file(folder / "model.safetensors").items() if not name.endswith(buffers)
+    }
 
 
 def decoded(ours: Ours, tokens_BS: Tensor, steps: Sequence[int]) -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -18,10 +23,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 SPECS = Path(__file__).parents[2] / "specs"
 VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 104, 128, 96, 2, 8, 4
+AHEAD = "model.layers.61."  # where DeepSeek-V3's checkpoint has its module for the token after the next
 WINDOW = 17  # positions, fewer than there are tokens
 # Of weights by name: attention that picks, and a residual stream so small that the eps of every norm counts.
 SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "down_proj": 0.05}
@@ -30,11 +37,13 @@ NORMALISED = {"q_proj": 0.03, "k_proj": 0.03}  # where a norm follows, whose eps
 
 @dataclass(frozen=True)
 class Family:
-    """config: of transformers, all but its sizes. settings: those of the spec besides dims and layers."""
+    """config: of transformers, all but its sizes. settings: those of the spec besides dims and layers. ahead: whether
+    it has a module for the token after the next, which transformers leaves out."""
 
     spec: str
     config: PretrainedConfig
     settings: tuple[str, ...] = ()
+    ahead: bool = False
 
     @property
     def path(self) -> Path:
@@ -45,7 +54,13 @@ class Family:
         """The `--set` that bring the shipped spec to the size of the configuration."""
         config = self.config
         inner = ("dims.F", config.intermediate_size)
-        sizes = [("dims.V", VOCABULARY), ("dims.D", HIDDEN), ("dims.H", HEADS), inner, ("layers", LAYERS)]
+        sizes = [
+            ("dims.V", VOCABULARY),
+            ("dims.D", HIDDEN),
+            ("dims.H", HEADS),
+            inner,
+            ("layers", config.num_hidden_layers),
+        ]
         return (*(f"{path}={size}" for path, size in sizes), *self.settings)
 
 
@@ -78,6 +93,31 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+LATENT = {"kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "rms_norm_eps": 1e-6}
+LATENT_DIMS = ("dims.Rc=24", "dims.En=16", "dims.Er=8", "dims.Ev=12")
+
+
+def yarn(theta: float, factor: float, mscale: float = 1.0, beta_fast: float = 32.0) -> dict[str, float | str]:
+    """transformers' `rope_parameters` of DeepSeek-V2 and what came of it."""
+    more = {"mscale": mscale, "mscale_all_dim": mscale, "beta_fast": beta_fast, "beta_slow": 1.0}
+    return rope(theta, **more, factor=factor, original_max_position_embeddings=4096) | {"rope_type": "yarn"}
+
+
+def latent(
+    experts: int, top: int, shared: int, dense: int, layers: int, q_rank: int | None = 40, **more: object
+) -> dict[str, object]:
+    """What configurations of DeepSeek-V2 and V3 have in common: latent attention, and experts behind dense layers."""
+    return {
+        **sizes(HEADS), **LATENT, "num_hidden_layers": layers, "q_lora_rank": q_rank, "n_routed_experts": experts,
+        "num_experts_per_tok": top, "n_shared_experts": shared, "first_k_dense_replace": dense,
+        "moe_intermediate_size": 24, **more,
+    }  # fmt: skip
+
+
+def latent_dims(experts: int) -> tuple[str, ...]:
+    return (*LATENT_DIMS, f"dims.X={experts}", "dims.Fx=24")
+
+
 FAMILIES = {
     "llama": Family("llama2_7b", LlamaConfig(**sizes(HEADS), rms_norm_eps=1e-5, rope_parameters=rope(10_000.0))),
     "deepseek": Family("deepseek_7b", LlamaConfig(**sizes(HEADS), rms_norm_eps=1e-6, rope_parameters=rope(10_000.0))),
@@ -102,6 +142,70 @@ FAMILIES = {
         ),
         (*GROUPED, "dims.X=5"),
     ),
+    "qwen3_moe": Family(
+        "qwen3_30b_a3b",
+        Qwen3MoeConfig(
+            **sizes(),
+            rms_norm_eps=1e-6,
+            rope_parameters=rope(1e6),
+            head_dim=24,
+            num_experts=12,
+            num_experts_per_tok=8,
+            moe_intermediate_size=INNER,
+            norm_topk_prob=True,
+            decoder_sparse_step=1,
+        ),
+        (*GROUPED, "dims.E=24", "dims.X=12"),
+    ),
+    "deepseek_v2_lite": Family(
+        "deepseek_v2_lite",
+        DeepseekV2Config(
+            **latent(10, 6, 2, 1, 3, q_rank=None),
+            rope_parameters=yarn(10_000.0, 40.0, 0.707),
+            topk_method="greedy",
+            routed_scaling_factor=1.0,
+            n_group=1,
+            topk_group=1,
+        ),
+        latent_dims(10),
+    ),
+    "deepseek_v2": Family(
+        "deepseek_v2",
+        DeepseekV2Config(
+            **latent(24, 6, 2, 1, 3),
+            rope_parameters=yarn(10_000.0, 40.0),
+            topk_method="group_limited_greedy",
+            routed_scaling_factor=16.0,
+            n_group=8,
+            topk_group=3,
+        ),
+        (*latent_dims(24), "dims.Rq=40"),
+    ),
+    "deepseek_v3": Family(
+        "deepseek_v3",
+        DeepseekV3Config(
+            **latent(32, 8, 1, 3, 5),
+            rope_parameters=yarn(10_000.0, 40.0),
+            routed_scaling_factor=2.5,
+            n_group=8,
+            topk_group=4,
+            norm_topk_prob=True,
+        ),
+        (*latent_dims(32), "dims.Rq=40"),
+        ahead=True,
+    ),
+    "kimi_k2": Family(
+        "kimi_k2",
+        DeepseekV3Config(
+            **latent(12, 8, 1, 1, 3),
+            rope_parameters=yarn(50_000.0, 32.0, beta_fast=1.0),
+            routed_scaling_factor=2.827,
+            n_group=1,
+            topk_group=1,
+            norm_topk_prob=True,
+        ),
+        (*latent_dims(12), "dims.Rq=40"),
+    ),
     "smollm2": Family(
         "smollm2_135m",
         LlamaConfig(**sizes(), rms_norm_eps=1e-5, rope_parameters=rope(100_000.0), tie_word_embeddings=True),
@@ -115,11 +219,47 @@ def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())
+    biases = {name: value for name, value in model.named_buffers() if name.endswith("e_score_correction_bias")}
     scales = SCALES | (NORMALISED if any("q_norm" in name for name in parameters) else {})
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, parameter in {**parameters, **biases}.items():
             parameter.copy_(_drawn(name, parameter, scales, generator))
     return model
+
+
+def save(family: Family, model: PreTrainedModel, folder: Path) -> None:
+    """The checkpoint of a family's model, as transformers saves it; with the module for the token after the next as
+    the hub's checkpoint has it: as the layer behind the last, 61 there, with copies of the embedding and of the head.
+    """
+    model.save_pretrained(folder)
+    if not family.ahead:
+        return
+    tensors = load_file(folder / "model.safetensors")
+    with tempfile.TemporaryDirectory() as other:
+        ahead_model(family).save_pretrained(other)
+        further = load_file(Path(other) / "model.safetensors")
+    last = f"model.layers.{family.config.num_hidden_layers}."
+    block = {name.replace(last, AHEAD): value for name, value in further.items() if name.startswith(last)}
+    save_file({**tensors, **block, **ahead_tensors(tensors)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def ahead_model(family: Family) -> PreTrainedModel:
+    """A model with a layer more, whose last is the block of the module for the token after the next."""
+    config = copy.deepcopy(family.config)
+    config.num_hidden_layers += 1
+    return build(config, seed=1)
+
+
+def ahead_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rest of that module."""
+    generator = torch.Generator().manual_seed(2)
+    embedding, head = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
+    width = embedding.shape[-1]
+    norms = {name: torch.zeros(width) for name in ("enorm", "hnorm", "shared_head.norm")}
+    found = {**norms, "eh_proj": torch.zeros(width, 2 * width)}
+    drawn = {f"{AHEAD}{name}.weight": _drawn(name, like, SCALES, generator) for name, like in found.items()}
+    copies = {"embed_tokens": embedding, "shared_head.head": head}
+    return drawn | {f"{AHEAD}{name}.weight": value.clone() for name, value in copies.items()}
 
 
 def _drawn(name: str, like: Tensor, scales: Mapping[str, float], generator: torch.Generator) -> Tensor:

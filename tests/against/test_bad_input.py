@@ -172,7 +172,13 @@ Q = "model.layers.0.self_attn.q_proj"
 WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], tuple[str, ...]]] = {
     "missing": (
         lambda tensors: {name: value for name, value in tensors.items() if not name.startswith((Q, "model.norm"))},
-        ("missing in the checkpoint:", f"{Q}.weight", "model.norm.weight", "help: the model has more"),
+        (
+            "missing in the checkpoint:",
+            f"{Q}.weight",
+            "model.norm.weight",
+            "deepseek_7b.dsk:17",
+            "help: the model has more",
+        ),
     ),
     "extra": (
         lambda tensors: tensors | {f"{Q}.bias": torch.zeros(WIDTH), "model.layers.1.norm": torch.zeros(3)},
@@ -180,11 +186,26 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], tuple[s
     ),
     "shape": (
         lambda tensors: tensors | {"model.norm.weight": torch.zeros(31), f"{Q}.weight": torch.zeros(WIDTH, 1)},
-        ("norm.weight is [32] in the model, and [31]", "q.weight is [32, 32] in the model", "help: the spec's dims"),
+        (
+            "norm.weight is [32] in the model, and [31]",
+            "deepseek_7b.dsk:20)",
+            "q.weight is [32, 32] in the model",
+            "help: the spec's dims",
+        ),
     ),
     "transposed": (
         lambda tensors: {name: value.t().contiguous() for name, value in tensors.items()},
         ("swiglu.up.weight is [48, 32] in the model, and [32, 48]", "help: the spec's dims"),
+    ),
+    "not a number": (
+        lambda tensors: (
+            tensors | {f"{Q}.weight": tensors[f"{Q}.weight"].clone().index_fill_(1, torch.tensor(3), torch.nan)}
+        ),
+        (
+            f"`{Q}.weight`",
+            "holds 32 of 1,024 numbers that are not finite: nan at [0, 3]",
+            "help: the checkpoint was saved",
+        ),
     ),
     "no floats": (
         lambda tensors: tensors | {"model.norm.weight": torch.zeros(WIDTH, dtype=torch.int8)},
@@ -205,6 +226,35 @@ def test_checkpoint_that_does_not_match(
     refused(result, *said)
     assert result.output.count("help: ") == 1
     nothing_is_left(out)
+
+
+CONFIGS = {
+    '{"rms_norm_eps": 1e-5}': "rms_norm_eps is 1e-05, and the spec has 1e-06 (",
+    '{"rope_theta": 500000.0}': "rope_theta is 500000, and the spec has 10000 (",
+    '{"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}': "rope_theta is 1000000, and the spec has 10000",
+    '{"num_attention_heads": 8, "num_hidden_layers": 2}': "num_hidden_layers is 2, and the spec has 1 (",
+    '{"vocab_size": 7, "hidden_size": 9}': "hidden_size is 9, and the spec has 32 (",
+    "[1]": "is not the configuration of a model",
+    '{"rms': "is not the configuration of a model",
+}
+
+
+@pytest.mark.parametrize(("config", "said"), CONFIGS.items())
+def test_configuration_that_contradicts_the_spec(config: str, said: str, spec: Path, out: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, weights())
+    (folder / "config.json").write_text(config)
+    refused(dskc("import", spec, folder, "-o", out), str(folder / "config.json"), said, "--no-config")
+    nothing_is_left(out)
+    result = dskc("import", spec, folder, "-o", out, "--no-config")
+    assert result.exit_code == 0, result.output
+
+
+def test_configuration_that_agrees(spec: Path, out: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, weights())
+    (folder / "config.json").write_text(
+        '{"rms_norm_eps": 1.0e-6, "rope_theta": 10000, "vocab_size": 300, "sliding_window": null, "use_cache": true}'
+    )
+    assert dskc("import", spec, folder, "-o", out).exit_code == 0
 
 
 @pytest.mark.parametrize("keep", [0.0, 1e-5, 1e-4, 0.002, 0.02, 0.5, 0.99999])

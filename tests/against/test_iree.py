@@ -109,6 +109,7 @@ CHOSEN = SCORE.topk(K, dim=-1).indices
 OFFSETS = torch.tensor([3, 3, 8, 12], dtype=torch.int32)
 ROWS, WEIGHT, BIAS = _normal(12, D), _normal(X, F, D), _normal(X, F)
 TIES = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+SELECTED = torch.stack([torch.arange(S), torch.arange(S) // 2, torch.full((S,), -1)], dim=-1).expand(B, -1, -1)
 FAR = torch.tensor([0, 1, 5, 4096, 100_000, 131_071])
 
 
@@ -140,6 +141,9 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "gather": (reference.gather, SCORE, CHOSEN),
     "shift": (lambda tokens: (reference.shift(tokens, 1), reference.shift(tokens, -2, fill=7)), TOKENS),
     "attention": (lambda q, k, v: attention(q, k, v, scale=0.3), Q, KEYS, VALUES),
+    "attention, softcap": (lambda q, k, v: attention(q, k, v, causal, softcap=1.5), Q, KEYS, VALUES),
+    "attention, sinks": (lambda q, k, v, s: attention(q, k, v, causal, sinks=s), Q, KEYS, VALUES, _normal(H)),
+    "attention, select": (lambda q, k, v, s: attention(q, k, v, causal, select=s), Q, KEYS, VALUES, SELECTED),
     "everything": (lambda q, k, v: attention(q, k, v, reference.everything), Q, KEYS, VALUES),
     "causal": (lambda q, k, v: attention(q, k, v, causal), Q, KEYS, VALUES),
     "causal, one query": (lambda q, k, v: attention(q, k, v, causal), Q[:, -1:], KEYS, VALUES),
@@ -152,6 +156,7 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "grouped_linear": (reference.grouped_linear, ROWS, WEIGHT, OFFSETS),
     "grouped_linear, with biases": (reference.grouped_linear, ROWS, WEIGHT, OFFSETS, BIAS),
     "linear": (reference.linear, _normal(B, S, D), _normal(F, D), _normal(F)),
+    "map_heads": (reference.map_heads, Q, _normal(H, F, E)),
     "embed": (reference.embed, TOKENS, _normal(V, D)),
     "unembed": (reference.unembed, _normal(B, S, D), _normal(V, D)),
     "next_token": (reference.next_token, _normal(B, S, V), TOKENS),

@@ -25,7 +25,7 @@ from differential import (
     our_gradients,
     their_gradients,
 )
-from families import FAMILIES, VOCABULARY, WINDOW, Family, build
+from families import FAMILIES, VOCABULARY, WINDOW, Family, build, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -57,7 +57,7 @@ class Models:
         if name not in self.built:
             family = FAMILIES[name]
             model = build(family.config)
-            model.save_pretrained(self.folder / name)
+            save(family, model, self.folder / name)
             tokens_BS = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
             with torch.inference_mode():
                 logits_BSV = model(tokens_BS).logits
@@ -78,7 +78,7 @@ def theirs(request: pytest.FixtureRequest, models: Models) -> Theirs:
 @pytest.fixture(scope="module")
 def ours(theirs: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ours]:
     family = theirs.family
-    yield imported(family.path, theirs.checkpoint, tmp_path_factory.mktemp("runs") / "run", family.shrunk)
+    yield imported(family.path, theirs.checkpoint, tmp_path_factory.mktemp("runs") / "run", family.shrunk, config=True)
 
 
 def test_logits_and_loss(theirs: Theirs, ours: Ours) -> None:

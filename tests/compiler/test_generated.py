@@ -21,11 +21,15 @@ from dskc.runtime.train.load import load_package
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = sorted((ROOT / "specs").glob("*.dsk"))
-DENSE = [spec for spec in SPECS if spec.stem not in ("mixtral_8x7b", "moe_nano")]
+DENSE = [
+    spec
+    for spec in SPECS
+    if spec.stem not in ("mixtral_8x7b", "moe_nano", "deepseek_adaptive", "deepseek_adaptive_nano")
+]
 
 
 @pytest.mark.parametrize("name", ["deepseek_nano", "moe_nano"])
-@pytest.mark.parametrize("after", PASS_NAMES)
+@pytest.mark.parametrize("after", [name for name in PASS_NAMES if name != "absorb"])  # which changes neither of them
 def test_graph_after_each_pass(name: str, after: str, golden: Callable[[Path, str], None]) -> None:
     graph = check(ROOT / "specs" / f"{name}.dsk").graphs[name]
     golden(Path(__file__).parent / "golden" / f"{name}.{after}.txt", print_graph(lower(graph, after)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -351,6 +352,18 @@ def test_dims_are_exact(checked: Check) -> None:
     dims = "V = 32, D = 10, F = floor(0.7 * D) + 2, H = 2, E = D / H, X = max(H, 4, min(D, 3)), Q = ceil(D / 3) * H % 5"
     graph = checked(model("x = embed(tokens, V -> D)\nlogits = linear(x, D -> V)", dims=dims)).graphs["m"]
     assert graph.sizes == {"V": 32, "D": 10, "F": 9, "H": 2, "E": 5, "X": 4, "Q": 3}
+
+
+def test_roots_and_logarithms_of_numbers_are_numbers(checked: Check, tmp_path: Path) -> None:
+    scale = "0.1 * log(8 * E) / sqrt(4)"
+    line = f"x += attention(x, heads: H, width: E, scale: {scale})\nlogits = log(linear(x, D -> V))"
+    graph = checked(model(f"x = embed(tokens, V -> D)\n{line}")).graphs["m"]
+    (attend,) = (op.attributes for op, _ in walk(graph.body) if isinstance(op.attributes, Attend))
+    assert attend.scale == pytest.approx(0.05 * math.log(32), rel=1e-15)
+    for number in ("log(0)", "log(B)", "sqrt(0 - 1)"):
+        (tmp_path / "wrong.dsk").write_text(model(f"logits = linear(embed(tokens, V -> D) * {number}, D -> V)"))
+        problems = check(tmp_path / "wrong.dsk").problems
+        assert "needs a number" in render(problems) and len(problems) == 1
 
 
 def test_a_number_named_like_a_block_does_not_hide_it(checked: Check) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,77 @@ def test_against_transformers_eager_attention(size: int | None) -> None:
     theirs, _ = eager_attention_forward(module, *(x.transpose(1, 2) for x in (q, k, v)), bias, scaling=8**-0.5)
     ours = attention(q, k, v, causal if size is None else causal & window(size))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def written_out(q, k, v, allowed, scale, softcap, sinks, select) -> Tensor:
+    """Attention one query at a time, over lists of the keys that it sees."""
+    heads, groups, keys = q.shape[2], k.shape[2], k.shape[1]
+    out = q.new_zeros(*q.shape[:3], v.shape[-1])
+    for b, s, h in itertools.product(*map(range, q.shape[:3])):
+        seen = [t for t in range(keys) if allowed is None or bool(allowed.expand(len(q), -1, -1)[b, s, t])]
+        if select is not None:
+            seen = [t for t in seen if t in select[b, s].tolist()]
+        g = h // (heads // groups)
+        score = k[b, seen, g] @ q[b, s, h] * scale
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        grown = score.exp()
+        total = grown.sum() + (sinks[h].exp() if sinks is not None else 0.0)
+        out[b, s, h] = (grown / total) @ v[b, seen, g]
+    return out
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "window", "all"])
+@pytest.mark.parametrize(
+    ("softcap", "sinks", "select"),
+    [(0.5, False, False), (None, True, False), (None, False, True), (0.5, True, True)],
+    ids=["softcap", "sinks", "select", "all three"],
+)
+@pytest.mark.parametrize(("queries", "heads", "groups"), [(9, 4, 2), (4, 2, 2), (1, 4, 1)])
+def test_what_torch_has_no_kernel_for(
+    mask: str, softcap: float | None, sinks: bool, select: bool, queries: int, heads: int, groups: int
+) -> None:
+    tensors = inputs(queries, 9, heads, groups, value=6)
+    allowed = None if MASKS[mask] is None else MASKS[mask].allowed(queries, 9, torch.device("cpu"))
+    sink_H = torch.randn(heads, dtype=torch.float64, requires_grad=True) if sinks else None
+    select_BSK = None
+    if select:  # three positions at random, perhaps twice, perhaps none; and the query's own, lest it sees nothing
+        others = torch.randint(-1, 9, (2, queries, 3))
+        select_BSK = torch.cat([others, torch.arange(9 - queries, 9).view(1, -1, 1).expand(2, -1, -1)], dim=-1)
+    ours = attention(*tensors, MASKS[mask], scale=0.7, softcap=softcap, sinks=sink_H, select=select_BSK)
+    plainly = written_out(*tensors, allowed, 0.7, softcap, sink_H, select_BSK)
+    torch.testing.assert_close(ours, plainly, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(ours, attention(*tensors, MASKS[mask], scale=0.7)) or (select and queries == 1)
+    learned = [*tensors, *([sink_H] if sinks else [])]
+    direction = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, learned, direction), torch.autograd.grad(plainly, learned, direction), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_query_that_sees_no_key_leaves_all_to_its_sink() -> None:
+    q, k, v = inputs(3, 3, 2, 2)
+    none_BSK = torch.full((2, 3, 2), -1)
+    assert not attention(q, k, v, causal, sinks=torch.zeros(2, dtype=torch.float64), select=none_BSK).any()
+
+
+def test_scores_are_wide_whatever_the_inputs_are() -> None:
+    """Probabilities of bf16 inputs are those of their exact numbers, rounded once."""
+    q, k, v = (x.detach().bfloat16() for x in inputs(9, 9, 4, 2, dtype=torch.float32))
+    exact = attention(q.double(), k.double(), v.double(), causal, softcap=50.0)
+    assert torch.equal(attention(q, k, v, causal, softcap=50.0), exact.bfloat16())
+
+
+def test_dropout_of_written_out_probabilities() -> None:
+    q, k, _ = inputs(9, 9, 2, 2)
+    v = torch.eye(9, dtype=torch.float64)[None, :, None].expand(2, 9, 2, 9)
+    sinks = torch.zeros(2, dtype=torch.float64)
+    exact = attention(q, k, v, None, sinks=sinks, dropout=0.5)
+    torch.manual_seed(0)
+    kept = attention(q, k, v, None, sinks=sinks, dropout=0.5, training=True)
+    assert 0.3 < (kept == 0).double().mean().item() < 0.7
+    torch.testing.assert_close(kept[kept != 0], 2 * exact[kept != 0])
 
 
 def _table(rule, keys: int, batch: int = 0) -> Tensor:

@@ -39,12 +39,11 @@ class Fields:
     vocabulary: int = 0
     next_token: bool = True
 
-    @property
-    def text(self) -> str | None:
-        """Why text by itself cannot be trained on, or None when it can."""
-        needed = [name for name, one in self.inputs.items() if name != "tokens" and not one.optional]
-        if "tokens" not in self.inputs:
-            return "the model takes no tokens"
+    def refuses_text(self, entry: str) -> str | None:
+        """Why a corpus of text cannot be trained on as this input alone, or None when it can."""
+        needed = [name for name, one in self.inputs.items() if name != entry and not one.optional]
+        if entry not in self.inputs:
+            return f"the model takes no `{entry}`"
         if not self.next_token:
             return "the objective predicts no tokens"
         return f"the model does not do without `{needed[0]}`" if needed else None

@@ -121,7 +121,7 @@ def _length(path: Path, tensors: dict[str, Tensor]) -> int:
 
 def _input(path: Path, name: str, tensor: Tensor, fields: Fields) -> Tensor:
     _require_shape(path, name, tensor, fields.inputs[name].shape)
-    if name == TOKENS:
+    if fields.inputs[name].ids:
         return _ids(path, name, tensor, fields.vocabulary, f"the vocabulary of {fields.vocabulary:,}")
     return _numbers(path, name, tensor)
 

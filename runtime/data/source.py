@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from .order import Order
 from .records import TOKENS, Records
 from .tokens import TokenData
 
-TEXT = "text"  # what the source is called that all text together is
+TEXT = "text"  # what the source is called that all text for `tokens` is
 
 
 class Source(Protocol):
@@ -46,12 +46,13 @@ class Source(Protocol):
 
 @dataclass
 class TextSource:
-    """Packed sequences of `length` tokens."""
+    """Packed sequences of `length` tokens, for an input of ids."""
 
     tokens: TokenData
     length: int
     seed: int
     name: str = TEXT
+    input: str = TOKENS
 
     def __post_init__(self) -> None:
         self.loader = Loader(self.tokens.train, self.length, self.tokens.manifest.end, self.seed)
@@ -65,7 +66,7 @@ class TextSource:
         return self.length
 
     def batch(self, start: int, count: int) -> Batch:
-        return self.loader.batch(start, count)
+        return self._as_input(self.loader.batch(start, count))
 
     def held_out(self, most: int, microbatch: int) -> Iterator[Batch]:
         held, length = self.tokens.held, self.length
@@ -73,7 +74,12 @@ class TextSource:
         count += count * length + 1 < len(held)  # the rest, padded
         index = evenly(count, max(1, most // length))
         for start in range(0, len(index), microbatch):
-            yield pack(held, index[start : start + microbatch], length, self.tokens.manifest.end)
+            yield self._as_input(pack(held, index[start : start + microbatch], length, self.tokens.manifest.end))
+
+    def _as_input(self, batch: Batch) -> Batch:
+        if self.input == TOKENS or batch.tokens is None:
+            return batch
+        return replace(batch, tokens=None, inputs={self.input: batch.tokens})
 
 
 @dataclass

@@ -289,8 +289,9 @@ def _count(sources: tuple[Source, ...], facts: Facts) -> None:
     for source in sources:
         if isinstance(source, TextSource):
             manifest = source.tokens.manifest
+            of = "" if source.name == TEXT else f" of {source.name}"
             print(
-                f"tokens: {manifest.train_tokens:,} to train on, {manifest.held_tokens:,} held out, "
+                f"tokens{of}: {manifest.train_tokens:,} to train on, {manifest.held_tokens:,} held out, "
                 f"{manifest.bytes / max(1, manifest.train_tokens + manifest.held_tokens):.2f} bytes a token",
                 flush=True,
             )

@@ -73,7 +73,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         type=Path,
         default=[],
         metavar="PATH",
-        help="files of UTF-8 text, folders of them, and .safetensors files of records",
+        help="files of UTF-8 text, folders of them (NAME=PATH: for that input), and .safetensors files of records",
     )
     add(
         "--mix",

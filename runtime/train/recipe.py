@@ -77,15 +77,17 @@ class Recipe:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Recipe:
         """What `dataclasses.asdict` and JSON made of one. Raises TypeError or KeyError when it is none."""
-        inputs = {name: Input(tuple(one["shape"]), one["optional"]) for name, one in fields.get("inputs", {}).items()}
-        tasks = {name: Task(one["loss"], tuple(one["shape"])) for name, one in fields.get("tasks", {}).items()}
+        inputs = {
+            name: Input(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("inputs", {}).items()
+        }
+        tasks = {name: Task(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("tasks", {}).items()}
         precision = Precision(**fields["precision"])
         return cls(**(fields | {"precision": precision, "inputs": inputs, "tasks": tasks}))
 
     @property
     def fields(self) -> Fields:
         """What a record may hold."""
-        inputs = self.inputs or {"tokens": Input((self.length,))}
+        inputs = self.inputs or {"tokens": Input((self.length,), ids=True)}
         return Fields(inputs, self.tasks, self.vocabulary, self.next_token)
 
     @property

@@ -158,7 +158,7 @@ class Run:
     def finish(self) -> None:
         """Measure held-out loss, write result.json and loss.png, and say how it went."""
         held = self._held or self._evaluate(HELD_OUT_AT_END)
-        text = held.get(TEXT)
+        text = _of_tokens(held)
         entropy = text.unigram_entropy if text is not None else None
         lines = read_lines(self.folder.log)
         result: dict[str, object] = {
@@ -232,8 +232,8 @@ class Run:
 
     def _held_out_loss(self, held: dict[str, HeldOut]) -> float:
         """The text's, which compares with an entropy; without text, that of all sources in their proportion."""
-        if TEXT in held:
-            return held[TEXT].loss
+        if (text := _of_tokens(held)) is not None:
+            return text.loss
         pairs = zip(held.values(), self.facts.mix, strict=True)
         return sum(one.loss * weight for one, weight in pairs) / sum(self.facts.mix)
 
@@ -263,6 +263,11 @@ class Run:
     def _resume_command(self) -> str:
         script = self.folder.code(self.facts.model) / self.facts.trainer
         return shlex.join(["python", str(script), "--out", str(self.folder.path), "--resume"])
+
+
+def _of_tokens(held: dict[str, HeldOut]) -> HeldOut | None:
+    """Of the first source whose tokens are predicted."""
+    return next((one for one in held.values() if one.unigram_entropy is not None), None)
 
 
 def _mix(seed: int, step: int) -> int:

@@ -241,6 +241,7 @@ def test_a_run_on_several_kinds_of_data_learns_each(whole: Path) -> None:
     # two batches of four rows a step: a term is logged where a batch of the step has it, and is not diluted
     assert all(("next_token" in line) + ("classify_kind" in line) >= 1 for line in lines)
     assert any("next_token" not in line for line in lines)
+    assert {"next_token", "classify_kind"} <= lines[0].keys() and lines[0]["next_token"] > 5  # of a uniform 5.7
     # 60 batches of 4 rows: 34, 17 and 9 of them, of 5, 32 and 5 positions
     assert result["tokens"] == 4 * (34 * 5 + 17 * 32 + 9 * 5)
     assert (whole / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -51,8 +51,8 @@ def write_code(folder: Path) -> str:
 
 
 def write_digits(folder: Path) -> str:
-    """scikit-learn's `load_digits`: 1,797 images of 8 x 8 (UCI's "Optical Recognition of Handwritten Digits"). A fifth is
-    held out; the others come in five places, as they are and moved by a pixel each way.
+    """scikit-learn's `load_digits`: 1,797 images of 8 x 8 (UCI's "Optical Recognition of Handwritten Digits"). A fifth
+    is held out; the others come in five places, as they are and moved by a pixel each way.
     """
     from sklearn.datasets import load_digits
 

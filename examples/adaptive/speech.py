@@ -18,10 +18,13 @@ Waveform = NDArray[np.float32]
 # The commands of the Speech Commands data set (arXiv:1804.03209, section 5.1).
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 ACCENTS = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
+# fmt: off
 VOICES = (
-    "m1 m2 m3 m4 m5 m6 m7 f1 f2 f3 f4 f5 adam anika aunty belinda benjamin boris david ed edward "
-    "grandma grandpa ian john linda max michel paul quincy rob robert steph"
-).split()
+    "m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5", "adam", "anika", "aunty", "belinda",
+    "benjamin", "boris", "david", "ed", "edward", "grandma", "grandpa", "ian", "john", "linda", "max", "michel", "paul",
+    "quincy", "rob", "robert", "steph",
+)
+# fmt: on
 RATE_RANGE, PITCH_RANGE = (120, 200), (25, 75)  # words a minute; espeak-ng's scale of 0 to 100
 
 FRAMES, BANDS = 50, 20  # T and M
@@ -34,7 +37,7 @@ POSITION_CHARACTER, CHARACTERS_UTF8 = 1, 1
 
 
 class Speaker:
-    """espeak-ng in this process. Raises ImportError without `espeakng-loader`, OSError when its library does not load."""
+    """espeak-ng in this process. Raises ImportError without `espeakng-loader`, OSError when it does not start."""
 
     def __init__(self) -> None:
         import espeakng_loader

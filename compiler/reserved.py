@@ -32,11 +32,12 @@ CLASSES = _words("""
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
     attention
+    blocks
     cache causal clamp combine compressed concat
     dispatch documents dropout
     embed enumerate everything exp
     gather gelu gelu_tanh
-    i isinstance
+    i index_keys isinstance
     join
     kernels
     layer_norm linear load_balance log

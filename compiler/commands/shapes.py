@@ -93,6 +93,7 @@ def _given(compiled: Compiled, graph: Graph, train: TrainRecipe | None, length: 
     own = [recipe for recipe in compiled.recipes.trains.values() if recipe.model == graph.name]
     recipe = train or (own[0] if own else default_train(graph, total_parameters(graph)))
     sizes = {"S": length or (train.length if train else None), "B": batch or (1 if train else None)}
+    sizes |= dict(train.lengths) if train else {}
     inputs = {symbol for value in graph.body.arguments for axis in value.type.axes for symbol in axis.size.symbols()}
     for dim, asked in (("S", length), ("B", batch)):
         if asked and (dim not in inputs or dim in graph.sizes):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dskc.dsl.dims import Dim
 
 from ..ir import DType, Op, Value
+from ..reserved import PYTHON
 from ..signature import Record
 from ..values import Mask
 from .text import ATOM, LOOSE, PRODUCT, SUM, Text, call, number
@@ -116,7 +117,9 @@ class Call:
             return f"documents({documents})"
         self.names.use("dskc.runtime.reference", mask.operator)
         if mask.arguments:
-            return f"{mask.operator}({', '.join(number(value) for _, value in mask.arguments)})"
+            named = len(mask.arguments) > 1
+            given = [(f"{k}_" if k in PYTHON else k, number(value)) for k, value in mask.arguments]
+            return f"{mask.operator}({', '.join(f'{k}={v}' if named else v for k, v in given)})"
         return mask.operator
 
     def record(self, record: Record, classes: dict[str, str]) -> str:
@@ -125,7 +128,10 @@ class Call:
         self.names.use("dskc.runtime.reference", name)
         spelled = []
         for key, value in record.arguments:
-            if value is None:
+            if value is None or value is True:  # what the classes take unless told
+                continue
+            if value is False:
+                spelled.append(f"{key}=False")
                 continue
             key = "original" if key == "from" else key
             assert isinstance(value, Fraction)

@@ -20,6 +20,8 @@ from .expression import Call, Modules
 from .names import Names, below, body_path, is_below, last_part
 from .text import Text, call, fit, singular
 
+LONGEST = 96  # a kernel call that passes through and is longer than this becomes a statement of its own
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -166,6 +168,9 @@ class Function:
             value = self.invoke(op, operands)
         else:
             value = attributes.emit(self.call(op, operands))
+        if inline and len(str(value)) > LONGEST and isinstance(attributes, Fused):
+            inline = False
+            self.left.subtract(variables)
         if inline:
             self.texts[op.result] = value
             self.waiting[op.result] = variables

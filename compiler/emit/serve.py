@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from dskc.dsl.source import Span
 
 from ..ir import Axis, DType, Graph, Op, Region, TensorType, Value, captures, walk
+from ..ops.attend import Attend
 from ..ops.experts import Experts
 from ..ops.heads import Choose
 from ..ops.structure import Block, Keep, Repeat
@@ -177,9 +178,8 @@ class Serving(Function):
             axes = value.type.axes
             kind = value.type.with_axes((axes[0], Axis("T", axes[1].size), *axes[2:]))
             targets.append(self.bind(value, suffixed(name, kind)))
-        self.assign(
-            ", ".join(targets) if len(targets) > 1 else f"({targets[0]},)", call("cache.keep", arguments), op.span
-        )
+        spelled = f"({targets[0]},)" if len(targets) == 1 else ", ".join(targets)
+        self.assign(spelled, call("cache.keep", arguments), op.span)
 
     def compute(self, op: Op, uses: Counter[Value], last: bool) -> None:
         """As in training, but that losses are not among the results of a block: what is left of one is returned."""
@@ -309,6 +309,8 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
             parameters.append(f"{text}: Tensor")
     fill_absent(function, graph)
     wanted = graph.body.results[:1]
+    if any(isinstance(op.attributes, Attend) and op.attributes.looks_ahead(op) for op, _ in walk(graph.body)):
+        function.write("cache.whole()  # positions see later ones: a text comes at once", span)
     function.part(graph.body, wanted, newest_only=True)
     logits = function.take(wanted[0])
     tokens = suffixed(given[0][0], given[0][1].type)

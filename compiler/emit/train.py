@@ -169,12 +169,13 @@ def vocabulary(graph: Graph) -> str:
 def recipe_text(graph: Graph, recipe: TrainRecipe) -> str:
     """A recipe as it reads in the language."""
     p = recipe.precision
+    lengths = ", ".join(f"{name} = {size}" for name, size in recipe.data.items())
     return "\n".join(
         [
             f"train {recipe.name} of {graph.name} {{",
             f"  objective {objective_text(recipe.objective)}",
             f"  tokens    = {recipe.tokens:_}",
-            f"  batch     {{ sequences = {recipe.sequences}, S = {recipe.length} }}",
+            f"  batch     {{ sequences = {recipe.sequences}, {lengths} }}",
             f"  precision {{ params = {p.params}, compute = {p.compute}, reduce = {p.reduce} }}",
             f"  optimizer {_spelled(recipe.optimizer)}",
             f"  schedule  {_spelled(recipe.schedule)}",

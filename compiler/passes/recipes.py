@@ -94,6 +94,9 @@ def default_train(graph: Graph, parameters: int) -> TrainRecipe:
         save_keep=3,
         balance_speed=BALANCE_SPEED if has_balance_bias(graph) else None,
         default=True,
+        lengths=tuple(
+            (name, DEFAULT_LENGTH) for name in _data_dims(graph) if name not in _batch_dims(graph) | {SEQUENCE}
+        ),
     )
 
 
@@ -123,7 +126,7 @@ class _Reader:
         if graph is None:
             return None
         base = default_train(graph, 1)
-        lengths = self._lengths(section, graph)
+        lengths = {**dict(base.lengths), **self._lengths(section, graph)}
         objective = self._objective(section, graph) if OBJECTIVE in section.settings else base.objective
         if objective is None:
             return None
@@ -338,6 +341,11 @@ def _record(values: dict[str, Expressed], key: str) -> Record | None:
 
 def _target(placement: s.Placement) -> str:
     return " ".join(placement.target.span.text.split())
+
+
+def _batch_dims(graph: Graph) -> set[str]:
+    """The dim along which a batch has its rows, which is the first of every input."""
+    return {name for value in graph.body.arguments if value.type.axes for name in value.type.axes[0].size.symbols()}
 
 
 def _data_dims(graph: Graph) -> list[str]:

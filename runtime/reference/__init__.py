@@ -27,9 +27,10 @@ from .attention import attention
 from .compression import compressed
 from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
+from .index import index_keys
 from .linear import embed, linear, map_heads, unembed
 from .loss import classify, next_token, regress, token_losses, weighted
-from .mask import Mask, causal, documents, everything, window
+from .mask import Mask, blocks, causal, documents, everything, window
 from .norm import layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
@@ -44,6 +45,7 @@ __all__ = [
     "Rows",
     "YarnScaling",
     "attention",
+    "blocks",
     "causal",
     "clamp",
     "classify",
@@ -60,6 +62,7 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "grouped_linear",
+    "index_keys",
     "join",
     "layer_norm",
     "linear",

@@ -68,6 +68,15 @@ class Cache:
         """
         return tuple(self._append(name, new) for name, new in tensors.items())
 
+    def whole(self) -> None:
+        """What a model asks for whose positions see later ones. Problem where something is kept already: it would be
+        other than it is, had it seen what comes now."""
+        if self._store.length:
+            raise Problem(
+                "this model's positions see later ones, so that it takes a text at once and goes on with none",
+                help="give it the whole text in one pass, or make its masks `causal & ...` to generate with it",
+            )
+
     def advance(self, n: int) -> None:
         """Count the n positions of this pass, kept by every block, as past."""
         assert 0 <= n <= self._store.capacity - self._store.length, f"cannot advance by {n}"

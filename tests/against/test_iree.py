@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dskc.runtime import reference
 from dskc.runtime.export import CpuModule, compile_cpu, load_cpu, prefill, to_aten, to_mlir
 from dskc.runtime.problem import Problem
-from dskc.runtime.reference import attention, causal, dispatch, documents, window
+from dskc.runtime.reference import attention, blocks, causal, dispatch, documents, index_keys, window
 from dskc.runtime.train.load import load_package
 
 pytest.importorskip("iree.compiler", reason="iree-base-compiler is not installed")
@@ -148,9 +148,12 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "causal": (lambda q, k, v: attention(q, k, v, causal), Q, KEYS, VALUES),
     "causal, one query": (lambda q, k, v: attention(q, k, v, causal), Q[:, -1:], KEYS, VALUES),
     "causal, the last queries": (lambda q, k, v: attention(q, k, v, causal), Q[:, -2:], KEYS, VALUES),
+    "blocks": (lambda q, k, v: attention(q, k, v, causal & blocks(1, 1, 1, 2)), Q, KEYS, VALUES),
     "window": (lambda q, k, v: attention(q, k, v, causal & window(3)), Q, KEYS, VALUES),
     "window, either": (lambda q, k, v: attention(q, k, v, window(2) | causal), Q, KEYS, VALUES),
     "documents": (lambda q, k, v, ids: attention(q, k, v, causal & documents(ids)), Q, KEYS, VALUES, DOCUMENTS),
+    "index_keys": (lambda q, k, w: index_keys(q, k, w, 3, causal), Q, _normal(B, S, E), _normal(B, S, H)),
+    "index_keys, more than there are": (lambda q, k, w: index_keys(q, k, w, 9), Q, _normal(B, S, E), _normal(B, S, H)),
     "dispatch": (lambda x, chosen: tuple(dispatch(x, chosen, X)), _normal(B, S, D), CHOSEN),
     "combine": (_experts, _normal(B, S, D), CHOSEN, SCORE[..., :K].contiguous(), WEIGHT),
     "grouped_linear": (reference.grouped_linear, ROWS, WEIGHT, OFFSETS),
@@ -171,9 +174,30 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "Llama3Scaling": (_table(reference.Llama3Scaling()), FAR),
     "YarnScaling": (_table(reference.YarnScaling(factor=4.0, original=4096)), FAR),
     "top_k": (lambda score: reference.top_k(score, 4), TIES),
+    "top_k, of groups": (
+        lambda score: reference.top_k(score, 3, groups=3, keep=2, group_by="best_two"),
+        torch.tensor([[-0.1, -0.9, -0.3, -0.3, -0.5, -0.2], [0.0, 0.0, 1.0, 0.0, 1.0, 0.0]]),
+    ),
+    "within_capacity": (lambda chosen: reference.within_capacity(chosen, X, 0.6), CHOSEN),
+    "z_loss": (reference.z_loss, ELEMENTWISE),
     "normalize": (reference.normalize, SCORE),
     "load_balance": (reference.load_balance, SCORE, CHOSEN),
     "sequence_balance": (reference.sequence_balance, SCORE, CHOSEN),
+    "join": (reference.join, _normal(B, S, D), _normal(B, 3, D)),
+    "parts": (lambda x: tuple(part + 1 for part in reference.parts(x, (2, 4))), _normal(B, S, D)),
+    "part_ids": (lambda x: x + reference.part_ids((2, 4), x.device), ELEMENTWISE[:, :6]),
+    "pool": (reference.pool, _normal(B, S, D)),
+    "or_empty": (lambda x: reference.or_empty((x, (D,), torch.float32))[0] + 1, _normal(B, S, D)),
+    "compressed": (
+        lambda x, *weights: reference.compressed(x, *weights, 1e-5),
+        *(_normal(B, S, D), _normal(F, D), _normal(F), _normal(D, F), _normal(D), _normal(D), BIAS.new_ones(D)),
+    ),
+    "classify": (reference.classify, _normal(B * S, V), TOKENS.flatten()),
+    "regress": (reference.regress, _normal(B, S), _normal(B, S) + 1),
+    "weighted": (
+        lambda a, b: reference.weighted({"a": a, "b": b}, {"b": 0.5}),
+        *(_normal(B, S).mean(), _normal(B, S, D).mean()),
+    ),
 }
 
 

@@ -263,7 +263,35 @@ WRONG = (
         model("repeat 2 lyaers {\n x += attention(rms_norm(x), heads: H, width: E)\n }\n  weights llama"),
     ),
     # --- what is not there yet
-    Wrong("DSK0190", "ids[B, S]?", "optional inputs", model().replace("ids[B, S])", "ids[B, S]?)")),
+    Wrong(
+        "DSK0190",
+        "documents",
+        "`documents` are those of one input's tokens",
+        model("y = linear(join(x, 2 * x), D -> [H, E])\n  z = attend(y, y, y, mask: documents)", dims=DIMS)
+        .replace("join(x, 2 * x)", "join(x, embed(more, V -> D) as again)")
+        .replace("ids[B, S])", "ids[B, S], more: ids[B, P]?)"),
+    ),
+    # --- several inputs
+    Wrong(
+        "DSK0144", "ids[B]?", "empty along its second axis", model().replace("ids[B, S])", "ids[B, S], kind: ids[B]?)")
+    ),
+    Wrong(
+        "DSK0201", "x, linear(x, D -> F)", "only the second axis may differ", model("y = join(x, linear(x, D -> F))")
+    ),
+    Wrong("DSK0201", "[S, S]", "the parts make `2 * S`", model("y, z = parts(x, [S, S])")),
+    Wrong("DSK0201", "[D]", "`D` is no axis of an input", model("y = parts(x, [D])")),
+    Wrong("DSK0201", "[3]", "none of the parts is as long as an input", model("y = part_ids([3])")),
+    Wrong(
+        "DSK0126",
+        "g",
+        "is a `linear(..)` that still wants its tensor",
+        model("f = linear(D -> F, bias: true)\n  n = layer_norm()\n  g = mlp(inner: F)\n  x = compressed(x, g, f, n)"),
+    ),
+    Wrong("DSK0173", "logits", "compares [B, C]", train("objective classify(logits)")),
+    Wrong("DSK0173", "classify()", "`classify` needs a result", train("objective classify()")),
+    Wrong("DSK0173", "logit", "did you mean `logits`?", train("objective regress(logit)")),
+    Wrong("DSK0173", "regress(logits)", "stands here twice", train("objective regress(logits) + regress(logits)")),
+    Wrong("DSK0173", "regress(logits, 2)", "takes a result", train("objective regress(logits, 2)")),
     Wrong(
         "DSK0190", "f(x)", "an extern block", model("f = mine()\n  repeat 2 a { x = f(x) }", EXTERN.format("flops = 3"))
     ),

@@ -244,9 +244,9 @@ LIBRARY = Path(__file__).parents[2] / "dsl" / "std"
 OTHER_TEXT = [
     ("gemma2", "gemma2_2b.dsk", "embed(tokens) * sqrt(D)", "embed(tokens)"),
     ("gemma2", "feed_forward.dsk", "gelu_tanh(gate)", "gelu(gate)"),
-    ("gpt_oss", "gpt_oss.dsk", "(up + 1)", "(up + 0)"),
-    ("gpt_oss", "gpt_oss.dsk", "min: -limit, ", ""),
-    ("gpt_oss", "gpt_oss.dsk", "softmax(gather(score, chosen))", "gather(softmax(score), chosen)"),
+    ("gpt_oss", "clamped_experts.dsk", "(up + 1)", "(up + 0)"),
+    ("gpt_oss", "clamped_experts.dsk", "min: -limit, ", ""),
+    ("gpt_oss", "clamped_experts.dsk", "softmax(gather(score, chosen))", "gather(softmax(score), chosen)"),
 ]
 
 

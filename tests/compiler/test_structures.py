@@ -93,6 +93,21 @@ BODIES = {
           {MIX.replace("(x)", "(x * gain)")}
           x = x * parameter(D, start: ones) as out_gain / sqrt(D)
         }}""",
+    "attention with all there is to it": """
+        repeat 2 layers[i] {
+          x += attention(rms_norm(x), heads: H, width: E, kv_heads: 2, qk_norm: true, offset: 1, softcap: 2,
+               sinks: true, gate: true, mask: if i == 0 then causal & blocks(size: 1, window: 1, random: 2) else causal)
+        }""",
+    "positions selected, more than one way": """
+        q = linear(x, D -> [H, E])
+        k = linear(x, D -> [2, E])
+        v = linear(x, D -> [2, E])
+        at = top_k(linear(embed(tokens, V -> D) as probe_table, D -> X, compute: fp32) as probe, 2)
+        keep k, v
+        o = attend(q, k, v, mask: causal, sinks: parameter([H]) as logit, select: at)
+        o = o + attend(q, k, v, mask: causal & documents, sinks: parameter([H]) as other)
+        o = o + attend(q, k, v, mask: causal & (blocks(size: 2) | window(2)), softcap: 3)
+        x += linear(o, [H, E] -> D) as out""",
     "what came before a repeat, after it and in it": f"""
         x0 = x
         repeat 3 layers {{

@@ -66,6 +66,7 @@ def attention(options: str) -> str:
 EXTERN = 'block mine(x: [B, S, D]) -> [B, S, D] = extern "a:B" {{ {} }}'
 STACK = "block b(x: [B, S, D], inner: F) -> [B, S, D] {\nrepeat 2 layers { x += swiglu(x, inner: F) }\nreturn x\n}"
 LONG = " * ".join(["1e300"] * 9)
+Q = "q = linear(x, D -> [H, E])\n  "
 ROUTED = "score = softmax(linear(x, D -> X))\nchosen = top_k(score, 2)\nw = gather(score, chosen)\n"
 
 WRONG = (
@@ -183,7 +184,14 @@ WRONG = (
     Wrong("DSK0128", "b", "gives back 0 of the 1", block("y = x")),
     Wrong("DSK0129", "b", "gives back the number 3", block("return 3")),
     # --- numbers and words
-    Wrong("DSK0131", "window(0)", "at least 1 position", attention("mask: window(0)")),
+    Wrong("DSK0131", "0", "at least 1 position", attention("mask: window(0)")),
+    Wrong("DSK0131", "2", "`window` of `blocks` is odd", attention("mask: blocks(window: 2)")),
+    Wrong("DSK0131", "0", "`size` of `blocks` is at least 1", attention("mask: blocks(size: 0)")),
+    Wrong("DSK0124", "sise", "`blocks` takes no `sise`", attention("mask: blocks(sise: 8)")),
+    Wrong("DSK0131", "0", "`softcap` is over 0", model(f"{Q}y = attend(q, q, q, softcap: 0)")),
+    Wrong("DSK0201", "x", "a sink for each of `H` heads", model(f"{Q}y = attend(q, q, q, sinks: x)")),
+    Wrong("DSK0201", "x", "selected positions are integers", model(f"{Q}y = attend(q, q, q, select: x)")),
+    Wrong("DSK0201", "tokens", "select positions [B, S, K]", model(f"{Q}y = attend(q, q, q, select: tokens)")),
     Wrong("DSK0131", attention("dropout: 1").splitlines()[7][7:], "from 0 to under 1", attention("dropout: 1")),
     Wrong("DSK0131", "0", "`k` is at least 1", model("y = top_k(x, 0)")),
     Wrong(

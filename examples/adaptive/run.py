@@ -19,7 +19,7 @@ import prepare
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPEC = ROOT / "specs" / "deepseek_adaptive_nano.dsk"
 DATA, OUT = ROOT / "build" / "adaptive", ROOT / "runs" / "adaptive"
-MIX = "2,6,1"  # batches of code, digits and words: digits are quick to compute and slow to learn, words the reverse
+MIX = "1,6,1"  # batches of code, digits and words: digits are quick to compute and slow to learn, words the reverse
 DIGITS, WORDS = 0.95, 0.90  # held-out accuracy to reach
 BELOW_ENTROPY = 0.3  # nats that code's held-out loss is to be under its unigram entropy
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HELD = "held_out."  # how the keys of terms begin that are measured on one of several sources
+OF_TARGETS = ("next_token", "classify_", "regress_")
 SMOOTH = 0.05  # weight of a new step in the drawn average, once there are many
 
 
@@ -27,7 +28,9 @@ def plot_loss(log: Path, to: Path, title: str, unigram_entropy: float | None = N
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
     terms = sorted({key for line in lines for key in line if key.startswith(HELD) and not key.endswith(".loss")})
-    terms = [key for key in terms if any(key.rpartition(".")[2] in line for line in lines)]
+    terms = [
+        key for key in terms if key.rpartition(".")[2].startswith(OF_TARGETS)
+    ]  # not the model's own, as balance is
     if terms:
         _draw_terms(axes, lines, terms)
     else:

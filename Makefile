@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SPECS := $(wildcard specs/*.dsk)
 
-.PHONY: demo test test-all check generate format bench gpu-test clean
+.PHONY: demo example test test-all check generate format bench gpu-test clean
 
 # torch comes first, pinned: TORCH="torch==2.11.0+cu130" and the like name another build.
 TORCH ?= torch==2.13.0
@@ -23,6 +23,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/python benchmarks/demo.py
+
+example: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[example]"
+	$(BIN)/python examples/adaptive/run.py
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not exhaustive and not gpu" --durations=10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -180,3 +181,21 @@ def test_the_kernels_page_shows_what_is_generated() -> None:
     assert len(shown) >= 2
     for text in shown:
         assert text in kernels, text
+
+
+@pytest.mark.slow
+def test_the_page_on_several_kinds_of_data_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its spec, its file of records and its command, as they stand there, with some text of ours."""
+    page = PAGES["multimodal.md"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reader.dsk").write_text(blocks(page, "dsk")[0], encoding="utf-8")
+    (tmp_path / "notes").mkdir()
+    for name, text in PAGES.items():
+        (tmp_path / "notes" / name).write_text(text, encoding="utf-8")
+    exec(compile(blocks(page, "python")[0], "multimodal.md", "exec"), {})
+    (command,) = blocks(page, "sh")
+    result = dskc(*shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "runs" / "reader" / "result.json").read_text(encoding="utf-8"))
+    assert list(found["sources"]) == ["text", "digits"]
+    assert set(found["sources"]["digits"]["accuracy"]) == {"digit"}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from ..ir import Graph, Value
+from ..ir import DType, Graph, Value
 from ..passes.memory import Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
@@ -152,7 +152,8 @@ def _beside_text(graph: Graph, recipe: TrainRecipe) -> list[tuple[str, str]]:
     given = [(n, v) for n, v in zip(graph.inputs, graph.body.arguments, strict=True) if n != "documents"]
     results = dict(zip(graph.results, graph.body.results, strict=False))
     optional = {name: ", optional=True" if name in graph.optional else "" for name, _ in given}
-    inputs = [f'"{name}": Input({shape(value)}{optional[name]})' for name, value in given]
+    ids = {name: ", ids=True" if value.type.dtype is DType.INT64 else "" for name, value in given}
+    inputs = [f'"{name}": Input({shape(value)}{optional[name]}{ids[name]})' for name, value in given]
     tasks = [t for t in recipe.objective if t.result is not None and t.loss != NEXT_TOKEN]
     spelled = [f'"{t.result}": Task("{t.loss}", {shape(results[t.result or ""])})' for t in tasks]
     fields = [("inputs", lines(inputs)), *([("tasks", lines(spelled))] if tasks else [])]

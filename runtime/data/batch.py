@@ -51,3 +51,15 @@ class Batch:
     def predicted(self) -> int:
         """How many tokens are to be predicted: targets that count."""
         return 0 if self.targets is None else int((self.targets != IGNORED).sum())
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        some = self.tokens if self.tokens is not None else next(iter(self.inputs.values()))
+        return len(some)
+
+    @property
+    def positions(self) -> int:
+        """In the model's sequence, of all rows: of every input its second axis."""
+        given = [*self.inputs.values(), *([] if self.tokens is None else [self.tokens])]
+        return sum(len(x) * (x.shape[1] if x.dim() > 1 else 1) for x in given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..problem import Problem
 from .batch import IGNORED, Batch
+from .order import Order
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -30,10 +31,10 @@ class Loader:
     length: int
     end: int
     seed: int = 0
-    _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         assert self.length >= 1, f"sequences of {self.length} tokens"
+        self._order = Order(self.count, self.seed)
 
     @property
     def count(self) -> int:
@@ -52,50 +53,12 @@ class Loader:
 
     def batch(self, start: int, count: int) -> Batch:
         """`count` sequences from the `start`-th on since training began."""
-        index = np.concatenate([self._indices(n, start + count) for n in self._epochs(start, count, start)])
-        return pack(self.tokens, index, self.length, self.end)
-
-    def _epochs(self, start: int, count: int, at: int) -> list[int]:
-        """The numbers at which an epoch's part of this batch begins."""
-        starts = []
-        while at < start + count:
-            starts.append(at)
-            at = (at // self.count + 1) * self.count
-        return starts
-
-    def _indices(self, start: int, stop: int) -> NDArray[np.int64]:
-        epoch, first = divmod(start, self.count)
-        return self._shuffled(epoch)[first : first + stop - start]
-
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, shuffled(self.count, self.seed, epoch))
-        return self._order[1]
+        return pack(self.tokens, self._order.indices(start, count), self.length, self.end)
 
 
 def windows(tokens: int, length: int) -> int:
     """How many whole sequences of `length` tokens, each with the one that follows, there are in so many tokens."""
     return max(0, (tokens - 1) // length)
-
-
-def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation of range(count) that depends on seed and epoch alone, on no version of any library.
-
-    The indices are sorted by splitmix64 of their counter (Steele, Lea, Flood, "Fast splittable pseudorandom number
-    generators", OOPSLA 2014), which is a bijection, so no two are equal.
-    """
-    key = mix64(np.array([mix64(np.array([seed], np.uint64))[0] ^ np.uint64(epoch)], np.uint64))[0]
-    return np.argsort(mix64(np.arange(count, dtype=np.uint64) ^ key), kind="stable")
-
-
-def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of splitmix64: a bijection of 64-bit numbers whose output bits all depend on all input
-    bits.
-    """
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def pack(tokens: Tokens, index: NDArray[np.int64], length: int, end: int) -> Batch:

@@ -1,12 +1,13 @@
 """The training runtime: what a generated `train.py` is written in terms of."""
 
 from ..data.batch import Batch
+from ..data.fields import Input, Task
 from .checkpoint import write_checkpoint
 from .folder import create_run_folder
 from .ledger import Ledger, Repeat, Saved
 from .load import load_model, load_weights
 from .options import Options, parse_options
-from .recipe import Input, Plan, Precision, Recipe, Task
+from .recipe import Plan, Precision, Recipe
 from .run import Run
 from .stop import stop_on_problem
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..data.source import TEXT
 from ..problem import Problem
 from .recipe import Precision, Recipe
 
@@ -27,7 +28,7 @@ class Facts:
 
     model: name of the package under code/. trainer: file in it that trains. steps: to train for in all. microbatch,
     recompute: as chosen when it began, kept so that a resumed run computes the same numbers. threads: of torch on the
-    CPU, on which they depend there.
+    CPU, on which they depend there. sources, mix: what it is trained on, and in which proportion.
     """
 
     model: str
@@ -47,6 +48,8 @@ class Facts:
     threads: int = 0
     deterministic: bool = False
     kernels: str = "auto"
+    sources: tuple[str, ...] = (TEXT,)
+    mix: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class RunFolder:
             recipe = fields.pop("recipe")
             if recipe is not None:
                 recipe = Recipe.from_json(recipe)
-            return Facts(**(fields | {"precision": Precision(**fields["precision"]), "recipe": recipe}))
+            tuples = {name: tuple(fields[name]) for name in ("sources", "mix") if name in fields}
+            return Facts(**(fields | tuples | {"precision": Precision(**fields["precision"]), "recipe": recipe}))
         except FileNotFoundError:
             raise Problem(f"{self.path} is not the folder of a run: it has no run.json") from None
         except (OSError, ValueError, TypeError, KeyError) as error:

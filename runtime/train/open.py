@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..data import Loader, TokenData, find_documents, load_tokenizer, open_tokens, prepare_tokens, text_digest
+from ..data import Mixture, Source, TextSource
+from ..data.source import TEXT
 from ..kernels.choice import choose_kernels, kernels_in_use
 from ..problem import Problem
 from .checkpoint import Position, find_checkpoint
@@ -19,6 +20,7 @@ from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_
 from .ledger import Ledger, table
 from .options import Options
 from .recipe import Plan, Precision, Recipe
+from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Opened:
     folder: RunFolder
     facts: Facts
     device: torch.device
-    tokens: TokenData
+    data: Mixture
     staging: Staging | None = None
     checkpoint: Path | None = None
     position: Position | None = None
@@ -44,9 +46,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     precision = _precision(recipe, plan, options)
     if not options.data:
         raise Problem("there is nothing to train on", "name files or folders of text with --data")
-    if options.tokenizer is not None:
-        load_tokenizer(options.tokenizer, recipe.vocabulary)
-    corpus = find_documents(options.data, exclude=options.out)
+    given = find_data(options, recipe)
     kernels = options.kernels or "auto"
     fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
     facts = Facts(
@@ -66,16 +66,20 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         device=str(device),
         threads=torch.get_num_threads(),
         deterministic=options.deterministic,
+        sources=given.names,
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)
-    print(f"data: {corpus.summary()}", flush=True)
+    print(f"data: {given.summary()}", flush=True)
 
     staging = Staging(options.out)
     try:
         folder = RunFolder(staging.path)
-        tokens = prepare_tokens(folder.data, folder.tokenizer, corpus, recipe.vocabulary, options.tokenizer)
-        Loader(tokens.train, recipe.length, tokens.manifest.end).require(recipe.sequences)
+        sources = prepare_sources(given, folder, recipe, options.tokenizer, facts.seed)
+        for source in sources:
+            if isinstance(source, TextSource):
+                source.loader.require(recipe.sequences)
+        facts = replace(facts, mix=mix_of(sources, options.mix))
         copy_package(package, folder.code(facts.model))
         write_json(folder.path / "environment.json", environment(device))
         folder.write(facts)
@@ -84,8 +88,8 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         if isinstance(error, OSError):
             raise Problem(f"--out {options.out} cannot be written: {error.strerror or error}") from error
         raise
-    _count_tokens(tokens)
-    return Opened(RunFolder(options.out), facts, device, tokens, staging)
+    _count(sources, facts)
+    return Opened(RunFolder(options.out), facts, device, Mixture(sources, facts.mix), staging)
 
 
 def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
@@ -117,7 +121,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
         plan = replace(plan, microbatch=before.microbatch, recompute=before.recompute)
     if device.type == "cpu" and before.threads and before.device == "cpu":
         torch.set_num_threads(before.threads)  # sums over several threads depend on how many they are
-    tokens = _tokens_again(options, folder, recipe, position)
+    sources = _sources_again(options, folder, before, recipe, position)
     kernels = options.kernels or before.kernels
     fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
     facts = replace(
@@ -144,7 +148,8 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     ]
     if changed:
         print("note: not as before, so losses may differ from the unbroken run: " + ", ".join(changed), flush=True)
-    return Opened(folder, facts, device, tokens, checkpoint=checkpoint, position=position)
+    data = Mixture(sources, facts.mix)
+    return Opened(folder, facts, device, data, checkpoint=checkpoint, position=position)
 
 
 def _plan(options: Options, name: str | None) -> tuple[str | None, Plan]:
@@ -201,19 +206,31 @@ def _fit(
     raise refusal(least, min(free, plan.memory_limit or free), _where(device, plan, free), others)
 
 
-def _tokens_again(options: Options, folder: RunFolder, recipe: Recipe, position: Position) -> TokenData:
-    """The tokens the run began with. When the user names the text again it must be the same."""
-    if not options.data:
-        if options.tokenizer is not None:
-            raise Problem("--tokenizer cannot change on the way", "leave it out with --resume, or begin another run")
-        return open_tokens(folder.data)
-    corpus = find_documents(options.data, exclude=options.out)
-    if text_digest(corpus.documents) != position.text:
+def _sources_again(
+    options: Options, folder: RunFolder, before: Facts, recipe: Recipe, position: Position
+) -> tuple[Source, ...]:
+    """The sources the run began with. When the user names the data again it must be the same."""
+    if not options.data and options.tokenizer is not None:
+        raise Problem("--tokenizer cannot change on the way", "leave it out with --resume, or begin another run")
+    if options.data:
+        given = find_data(options, recipe)
+        if given.digest != position.text or given.names != before.sources:
+            what = "text" if before.sources == (TEXT,) else "data"
+            raise Problem(
+                f"--data is not the {what} that this run was trained on: now it is {given.summary()}",
+                f"leave --data out to go on with what lies in {folder.data}, or begin another run",
+            )
+        sources = prepare_sources(given, folder, recipe, options.tokenizer, before.seed)
+    else:
+        sources = open_sources(folder, before.sources, recipe, before.seed)
+        if digest_of(sources) != position.text:
+            raise Problem(f"{folder.data} is not what this run was trained on", "name the data again with --data")
+    if options.mix is not None and mix_of(sources, options.mix) != before.mix:
         raise Problem(
-            f"--data is not the text that this run was trained on: now it is {corpus.summary()}",
-            f"leave --data out to go on with the tokens in {folder.data}, or begin another run",
+            f"--mix: this run has a mix of {', '.join(map(str, before.mix))}, which cannot change on the way",
+            "leave --mix out, or begin another run",
         )
-    return prepare_tokens(folder.data, folder.tokenizer, corpus, recipe.vocabulary, options.tokenizer)
+    return sources
 
 
 def _require_same_spec(before: Facts, recipe: Recipe, folder: RunFolder, package: Path, trainer: str) -> None:
@@ -268,10 +285,18 @@ def _where(device: torch.device, plan: Plan, free: int) -> str:
     return "that the plan allows" if limited else f"available on {device}"
 
 
-def _count_tokens(tokens: TokenData) -> None:
-    manifest = tokens.manifest
-    print(
-        f"tokens: {manifest.train_tokens:,} to train on, {manifest.held_tokens:,} held out, "
-        f"{manifest.bytes / max(1, manifest.train_tokens + manifest.held_tokens):.2f} bytes a token",
-        flush=True,
-    )
+def _count(sources: tuple[Source, ...], facts: Facts) -> None:
+    for source in sources:
+        if isinstance(source, TextSource):
+            manifest = source.tokens.manifest
+            of = "" if source.name == TEXT else f" of {source.name}"
+            print(
+                f"tokens{of}: {manifest.train_tokens:,} to train on, {manifest.held_tokens:,} held out, "
+                f"{manifest.bytes / max(1, manifest.train_tokens + manifest.held_tokens):.2f} bytes a token",
+                flush=True,
+            )
+    if len(sources) > 1:
+        shares = (
+            f"{weight / sum(facts.mix):.1%} {name}" for name, weight in zip(facts.sources, facts.mix, strict=True)
+        )
+        print(f"batches: {', '.join(shares)}", flush=True)

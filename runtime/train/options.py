@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from .recipe import Plan, Recipe
@@ -15,10 +16,12 @@ class Options:
     """What the user said; None where nothing was said, and the recipe (or the run that is resumed) decides.
 
     precision: of the forward pass alone; parameters and states stay as the plan or recipe says. plans: all there are.
+    mix: shares of the sources, in the order that `data` names them in.
     """
 
     out: Path
     data: tuple[Path, ...] = ()
+    mix: tuple[Fraction, ...] | None = None
     steps: int | None = None
     resume: bool = False
     save_every: int | None = None
@@ -41,6 +44,7 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
     return Options(
         out=given.out,
         data=tuple(given.data),
+        mix=given.mix,
         steps=given.steps,
         resume=given.resume,
         save_every=given.save_every,
@@ -62,7 +66,21 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         epilog="Ctrl-C finishes the step, saves a checkpoint and says how to go on.",
     )
     add = parser.add_argument
-    add("--data", nargs="+", type=Path, default=[], metavar="PATH", help="files of UTF-8 text, or folders of them")
+    add(
+        "--data",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="files of UTF-8 text, folders of them (NAME=PATH: for that input), and .safetensors files of records",
+    )
+    add(
+        "--mix",
+        type=_shares,
+        metavar="A,B,...",
+        help="shares of the sources in the order of --data, all text being one (default: as many as each has rows)",
+    )
     add(
         "--steps",
         type=_at_least(1),
@@ -118,3 +136,14 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _shares(text: str) -> tuple[Fraction, ...]:
+    """Numbers over 0, exactly as written."""
+    try:
+        shares = tuple(Fraction(part) for part in text.split(","))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
+    if min(shares) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} has a share that is not over 0")
+    return shares

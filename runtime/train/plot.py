@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .log import read_lines
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HELD = "held_out."  # how the keys of terms begin that are measured on one of several sources
+OF_TARGETS = ("next_token", "classify_", "regress_")
 SMOOTH = 0.05  # weight of a new step in the drawn average, once there are many
 
 
 def plot_loss(log: Path, to: Path, title: str, unigram_entropy: float | None = None) -> str | None:
-    """Draw train.jsonl to a PNG: loss, its moving average, held-out loss. Returns why not, without matplotlib."""
+    """Draw train.jsonl to a PNG: loss, its moving average, held-out loss; of several sources, the terms of each.
+    Returns why not, without matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return "no loss plot: matplotlib is not installed (pip install 'dskc[plot]')"
     lines = read_lines(log)
-    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
+    terms = sorted({key for line in lines for key in line if key.startswith(HELD) and not key.endswith(".loss")})
+    terms = [
+        key for key in terms if key.rpartition(".")[2].startswith(OF_TARGETS)
+    ]  # not the model's own, as balance is
+    if terms:
+        _draw_terms(axes, lines, terms)
+    else:
+        _draw_loss(axes, lines)
+    if unigram_entropy is not None:
+        axes.axhline(unigram_entropy, color="#636363", linestyle="--", linewidth=1, label="unigram entropy, held out")
+    axes.set(title=title, xlabel="step", ylabel="loss" if terms else "loss (nats per token)")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    partial = to.with_name(to.name + ".partial")
+    figure.savefig(partial, format="png")
+    partial.replace(to)
+    return None
+
+
+def _draw_loss(axes: Axes, lines: list[dict[str, float]]) -> None:
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
     axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, each step")
     axes.plot(steps, _smooth(losses), color="#08519c", linewidth=1.6, label="training, averaged")
     held = [line for line in lines if "held_out" in line]
@@ -27,15 +55,18 @@ def plot_loss(log: Path, to: Path, title: str, unigram_entropy: float | None = N
         axes.plot(
             [line["step"] for line in held], [line["held_out"] for line in held], "o", color="#d94801", label="held out"
         )
-    if unigram_entropy is not None:
-        axes.axhline(unigram_entropy, color="#636363", linestyle="--", linewidth=1, label="unigram entropy, held out")
-    axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    partial = to.with_name(to.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(to)
-    return None
+
+
+def _draw_terms(axes: Axes, lines: list[dict[str, float]], keys: list[str]) -> None:
+    """A curve for each term that is measured on held-out data, averaged, and a dot for each time it was."""
+    for number, key in enumerate(keys):
+        source, term = key.removeprefix(HELD).rsplit(".", 1)
+        own = [line for line in lines if term in line]
+        values, colour = _smooth([line[term] for line in own]), f"C{number}"
+        axes.plot([line["step"] for line in own], values, color=colour, linewidth=1.6, label=f"{term}, averaged")
+        held = [line for line in lines if key in line]
+        label = f"{term}, held out of {source}"
+        axes.plot([line["step"] for line in held], [line[key] for line in held], "o", color=colour, label=label)
 
 
 def _smooth(values: list[float]) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..data.fields import Fields, Input, Task
 from ..problem import Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -46,27 +47,6 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Input:
-    """An input of the model as this recipe feeds it. shape: the axes after B. optional: a batch may come without it."""
-
-    shape: tuple[int, ...]
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Task:
-    """A result that a `classify` or `regress` term compares with labels. loss: which of the two. shape: of the result,
-    the axes after B; the last of `classify` is its classes.
-    """
-
-    loss: str
-    shape: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        assert self.loss in ("classify", "regress"), f"a task of loss {self.loss!r}"
-
-
-@dataclass(frozen=True)
 class Recipe:
     """One `train` section, resolved.
 
@@ -97,10 +77,18 @@ class Recipe:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Recipe:
         """What `dataclasses.asdict` and JSON made of one. Raises TypeError or KeyError when it is none."""
-        inputs = {name: Input(tuple(one["shape"]), one["optional"]) for name, one in fields.get("inputs", {}).items()}
-        tasks = {name: Task(one["loss"], tuple(one["shape"])) for name, one in fields.get("tasks", {}).items()}
+        inputs = {
+            name: Input(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("inputs", {}).items()
+        }
+        tasks = {name: Task(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("tasks", {}).items()}
         precision = Precision(**fields["precision"])
         return cls(**(fields | {"precision": precision, "inputs": inputs, "tasks": tasks}))
+
+    @property
+    def fields(self) -> Fields:
+        """What a record may hold."""
+        inputs = self.inputs or {"tokens": Input((self.length,), ids=True)}
+        return Fields(inputs, self.tasks, self.vocabulary, self.next_token)
 
     @property
     def steps(self) -> int:

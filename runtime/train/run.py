@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from ..data import Batch, Loader
+from ..data import Batch
+from ..data.source import TEXT
 from ..optim.init import Initialiser
 from ..optim.optimizer import Optimizer
 from ..problem import Problem
@@ -35,12 +37,14 @@ from .options import Options
 from .plot import plot_loss
 from .progress import Progress
 from .recipe import Recipe, dtype_of
+from .sources import digest_of
 from .stop import Stop
 
 M = TypeVar("M", bound=nn.Module)
 
-HELD_OUT_AT_SAVE = 65_536  # tokens to measure on when a checkpoint is written
+HELD_OUT_AT_SAVE = 65_536  # positions of each source to measure on when a checkpoint is written
 HELD_OUT_AT_END = 262_144
+ACCURACY = "accuracy"  # how names in the log begin that are no loss
 
 
 class Run:
@@ -50,20 +54,22 @@ class Run:
     """
 
     def __init__(self, opened: Opened, recipe: Recipe, ledger: Ledger, objective: Objective) -> None:
-        self.folder, self.facts, self.device, self._tokens = opened.folder, opened.facts, opened.device, opened.tokens
+        self.folder, self.facts, self.device, self._data = opened.folder, opened.facts, opened.device, opened.data
         self.recipe, self.ledger, self.objective = recipe, ledger, objective
         self.steps = self.facts.steps
         self.accumulation = recipe.sequences // self.facts.microbatch
         self.state_dtype = dtype_of(self.facts.precision.optimizer)
         self.done = opened.position.step if opened.position is not None else 0
         self._opened = opened
-        self._loader = Loader(self._tokens.train, recipe.length, self._tokens.manifest.end, self.facts.seed)
+        self._digest = digest_of(self._data.sources)
         self._stop = Stop()
         self._progress = Progress(self.steps, self._stop)
         self._losses: dict[str, Tensor] = {}
+        self._counted: dict[str, int] = {}  # in how many batches of the step a term was there
+        self._positions = 0  # of the step's batches
         self._line: dict[str, float] | None = None
-        self._held: HeldOut | None = None
-        self._seconds, self._timed = 0.0, 0
+        self._held: dict[str, HeldOut] | None = None
+        self._seconds, self._timed = 0.0, 0  # of the steps of this process, and their positions
 
     @classmethod
     def open(cls, options: Options, recipe: Recipe, ledger: Ledger, objective: Objective, *, package: Path) -> Run:
@@ -119,27 +125,28 @@ class Run:
 
     def batches(self, step: int) -> Iterator[Batch]:
         """The step's batches, `accumulation` of them. Raises Problem after the last when the loss is not finite."""
-        self._losses = {}
-        first = step * self.recipe.sequences
+        self._losses, self._counted, self._positions = {}, {}, 0
         for i in range(self.accumulation):
-            yield self._loader.batch(first + i * self.facts.microbatch, self.facts.microbatch).to(self.device)
+            batch = self._data.batch(step * self.accumulation + i, self.facts.microbatch)
+            self._positions += batch.positions
+            yield batch.to(self.device)
         # Looked at once a step, with all its work queued, and before anything was changed by it.
         for name, loss in self._losses.items():
             if not loss.isfinite():
                 raise self._not_finite(step + 1, name, float(loss))
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        """Count the losses of one batch into the step's means."""
+        """Count the losses of one batch into the step's means: each over the batches that have its term."""
         for name, loss in losses.items():
-            mean = loss.detach() / self.accumulation
-            self._losses[name] = self._losses[name] + mean if name in self._losses else mean
+            self._losses[name] = self._losses[name] + loss.detach() if name in self._losses else loss.detach()
+            self._counted[name] = self._counted.get(name, 0) + 1
 
     def report(self, step: int, *, rate: float, norm: Tensor | float | None = None) -> None:
         """The step's line for the log, and the progress line. The log counts steps done, so the first is 1."""
-        losses = {name: float(loss) for name, loss in self._losses.items()}
+        losses = {name: float(loss) / self._counted[name] for name, loss in self._losses.items()}
         seconds = time.monotonic() - self._began
-        self._seconds, self._timed = self._seconds + seconds, self._timed + 1
-        speed = self.recipe.sequences * self.recipe.length / seconds
+        self._seconds, self._timed = self._seconds + seconds, self._timed + self._positions
+        speed = self._positions / seconds
         self._line = {"step": step + 1, "loss": losses.pop("loss"), "tokens_per_s": round(speed, 1), "rate": rate}
         if norm is not None:
             self._line["norm"] = float(norm)
@@ -151,31 +158,30 @@ class Run:
     def finish(self) -> None:
         """Measure held-out loss, write result.json and loss.png, and say how it went."""
         held = self._held or self._evaluate(HELD_OUT_AT_END)
+        text = _of_tokens(held)
+        entropy = text.unigram_entropy if text is not None else None
         lines = read_lines(self.folder.log)
-        tokens = self.recipe.sequences * self.recipe.length
         result: dict[str, object] = {
             "model": self.recipe.model,
             "steps": self.done,
-            "tokens": self.done * tokens,
+            "tokens": self._trained(),
             "loss": lines[-1]["loss"] if lines else None,
-            "held_out_loss": held.loss,
-            "unigram_entropy": held.unigram_entropy,
-            "held_out_tokens": held.tokens,
-            "held_out": held.losses,
-            "tokens_per_s": round(self._timed * tokens / self._seconds, 1) if self._timed else None,
+            "held_out_loss": self._held_out_loss(held),
+            "unigram_entropy": entropy,
+            "held_out_tokens": text.tokens if text is not None else 0,
+            "held_out": text.losses if text is not None else {},
+            "sources": {name: asdict(one) for name, one in held.items()},
+            "tokens_per_s": round(self._timed / self._seconds, 1) if self._timed else None,
             "memory": used_memory(self.device),
         }
         if shares := [line["dropped"] for line in lines if "dropped" in line]:
             result["dropped"] = dropped = sum(shares) / len(shares)
             self._progress.say(f"experts had no room for {dropped:.2%} of all choices")
         write_json(self.folder.path / "result.json", result)
-        below = held.unigram_entropy - held.loss
-        self._progress.say(
-            f"held-out loss {held.loss:.4f} nats on {held.tokens:,} tokens, {abs(below):.4f} "
-            f"{'below' if below >= 0 else 'above'} their unigram entropy of {held.unigram_entropy:.4f}"
-        )
+        for name, one in held.items():
+            self._progress.say(one.describe() if len(held) == 1 else f"{name}: {one.describe()}")
         picture = self.folder.path / "loss.png"
-        missing = plot_loss(self.folder.log, picture, self.recipe.model, held.unigram_entropy)
+        missing = plot_loss(self.folder.log, picture, self.recipe.model, entropy)
         self._progress.say(missing or f"loss plot: {picture}")
         self._progress.say(f"done: {self.folder.path}")
 
@@ -187,12 +193,13 @@ class Run:
         if due and not self._stop.signal:
             held = self._evaluate(HELD_OUT_AT_END if last else HELD_OUT_AT_SAVE)
             self._held = held if last else None
-            line["held_out"] = held.loss
+            line |= self._held_out_line(held)
         self._log.write(line)  # before the checkpoint: a resumed run cuts lines off, but cannot add them
         if due or self._stop.signal:
             path = self._save()
             measured = f", held-out loss {line['held_out']:.4f}" if "held_out" in line else ""
-            self._progress.say(f"step {done:,}{measured}, saved {path.name}")
+            accuracy = (f", {name.split('.')[-1]} {share:.1%}" for name, share in line.items() if ACCURACY in name)
+            self._progress.say(f"step {done:,}{measured}{''.join(accuracy)}, saved {path.name}")
         if self._stop.signal and not last:
             self._progress.say(f"stopped; go on with:\n  {self._resume_command()}")
             sys.exit(128 + self._stop.signal)
@@ -203,24 +210,47 @@ class Run:
             sequences=self.done * self.recipe.sequences,
             seed=self.facts.seed,
             spec_hash=self.facts.spec_hash,
-            text=self._tokens.manifest.text,
+            text=self._digest,
         )
         model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         return write_checkpoint(
             self.folder.checkpoints, self.done, model, optimizer, position, keep=self.recipe.save_keep
         )
 
-    def _evaluate(self, most: int) -> HeldOut:
-        return evaluate(
-            self.model,
-            self.objective,
-            self._tokens.held,
-            self._tokens.manifest.end,
-            self.recipe.length,
-            self.facts.microbatch,
-            self.device,
-            most,
-        )
+    def _evaluate(self, most: int) -> dict[str, HeldOut]:
+        """On at most about so many positions of each source, by its name."""
+        return {
+            source.name: evaluate(
+                self.model,
+                self.objective,
+                source.held_out(most, self.facts.microbatch),
+                self.recipe.tasks,
+                self.device,
+            )
+            for source in self._data.sources
+        }
+
+    def _held_out_loss(self, held: dict[str, HeldOut]) -> float:
+        """The text's, which compares with an entropy; without text, that of all sources in their proportion."""
+        if (text := _of_tokens(held)) is not None:
+            return text.loss
+        pairs = zip(held.values(), self.facts.mix, strict=True)
+        return sum(one.loss * weight for one, weight in pairs) / sum(self.facts.mix)
+
+    def _held_out_line(self, held: dict[str, HeldOut]) -> dict[str, float]:
+        """For the log: the loss alone of text, and of several sources each term of each, and the accuracy."""
+        line = {"held_out": self._held_out_loss(held)}
+        if list(held) != [TEXT]:
+            for source, one in held.items():
+                line |= {f"held_out.{source}.{term}": loss for term, loss in one.losses.items()}
+                line |= {f"{ACCURACY}.{source}.{result}": share for result, share in one.accuracy.items()}
+        return line
+
+    def _trained(self) -> int:
+        """Positions of all batches so far."""
+        counts = self._data.batches(self.done * self.accumulation)
+        rows = self.facts.microbatch
+        return sum(n * rows * source.positions for n, source in zip(counts, self._data.sources, strict=True))
 
     def _not_finite(self, step: int, name: str, value: float) -> Problem:
         term = "" if name == "loss" else f" ({name})"
@@ -233,6 +263,11 @@ class Run:
     def _resume_command(self) -> str:
         script = self.folder.code(self.facts.model) / self.facts.trainer
         return shlex.join(["python", str(script), "--out", str(self.folder.path), "--resume"])
+
+
+def _of_tokens(held: dict[str, HeldOut]) -> HeldOut | None:
+    """Of the first source whose tokens are predicted."""
+    return next((one for one in held.values() if one.unigram_entropy is not None), None)
 
 
 def _mix(seed: int, step: int) -> int:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..problem import Problem
+from ..tensor_file import open_tensor_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -101,7 +102,7 @@ class SafetensorsSource:
 
     def __init__(self, path: Path, files: Sequence[Path], index: dict[str, str] | None = None) -> None:
         self.path = path
-        self._handles = {file: _open(file) for file in files}
+        self._handles = {file: open_tensor_file(file) for file in files}
         self._file: dict[str, Path] = {}
         for file, handle in self._handles.items():
             for name in handle.keys():  # noqa: SIM118  a handle is no mapping
@@ -130,13 +131,3 @@ class SafetensorsSource:
             return self._handles[file].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise Problem(f"cannot read `{name}` from {file}: {error}") from error
-
-
-def _open(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise Problem(
-            f"{file} is not a whole safetensors file: {error}",
-            help="it was probably cut off while it was copied or downloaded: fetch it again",
-        ) from error

@@ -28,7 +28,8 @@ from dskc.runtime.data import (
     windows,
 )
 from dskc.runtime.data import corpus as corpus_module
-from dskc.runtime.data.loader import mix64, pack, shuffled
+from dskc.runtime.data.loader import pack
+from dskc.runtime.data.order import mix64, shuffled
 from dskc.runtime.data.tokenizer import encode
 from dskc.runtime.problem import Problem
 

@@ -121,8 +121,8 @@ def test_gradients_of_its_own_weights(theirs: Theirs, ours: Ours, tokens_BS: Ten
 
 
 HUB_NAMES = [
-    *(f"{name}.weight" for name in ("enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head", "embed_tokens")),
-    *(f"{name}.weight" for name in ("input_layernorm", "post_attention_layernorm")),
+    *(f"{name}.weight" for name in ("enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head")),
+    *(f"{name}.weight" for name in ("embed_tokens", "input_layernorm", "post_attention_layernorm")),
     *(f"self_attn.{name}.weight" for name in ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa")),
     *(f"self_attn.{name}.weight" for name in ("kv_a_layernorm", "kv_b_proj", "o_proj")),
     "mlp.gate.weight", "mlp.gate.e_score_correction_bias",
@@ -153,7 +153,9 @@ def test_a_copy_that_is_none_is_refused(name: str, checkpoint: Path, theirs: The
 
 
 def test_the_bias_of_choices_stays_in_float32(checkpoint: Path, theirs: Theirs, tmp_path: Path) -> None:
-    tensors = {name: value.detach().bfloat16() if "bias" not in name else value for name, value in theirs.tensors.items()}
+    tensors = {
+        name: value.detach().bfloat16() if "bias" not in name else value for name, value in theirs.tensors.items()
+    }
     shutil.copytree(checkpoint, tmp_path / "theirs")
     save_file(tensors, tmp_path / "theirs" / "model.safetensors", {"format": "pt"})
     state = imported(FAMILY.path, tmp_path / "theirs", tmp_path / "run", FAMILY.shrunk).model.state_dict()

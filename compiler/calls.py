@@ -16,14 +16,17 @@ from .builder import NameReserved, NameTaken
 from .evaluate import FUNCTIONS, ROOTS_AND_LOGARITHMS, Evaluator, describe, dim_of, numeric
 from .frame import Frame
 from .ir import Axis, Value
+from .masks import MASKS, mask_problem
 from .ops.base import ShapeError
 from .passes.resolve import library_index
 from .primitive import Primitive, Site
 from .primitives import PRIMITIVES
-from .signature import Kind, Parameter, Signature
+from .program import Scope
+from .signature import Signature
 from .values import POISON, ArrowValue, BlockDefinition, BlockValue, Expressed, Mask, Poison, Size
 
-_WINDOW = Signature("window", (Parameter("size", Kind.INT),))
+# Masks that are called, as `window(4096)`; those without parameters are words.
+_MASKS = {name: signature for name, signature in MASKS.items() if signature.parameters}
 
 
 class Calls:
@@ -41,8 +44,8 @@ class Calls:
                 name in ROOTS_AND_LOGARITHMS and numeric(node.arguments[0].value if node.arguments else node, frame)
             ):
                 return self._function(node, frame)
-            if name == "window":
-                return self._window(node, frame)
+            if name in _MASKS and name not in frame.scope.names:
+                return self._mask(_MASKS[name], node, frame)
         callee = self._callee(node, frame)
         if isinstance(callee, Poison):
             for (
@@ -67,7 +70,7 @@ class Calls:
                 frame.report("DSK0118", f"`{name}` is {describe(value)}, not a block", node.callee.span)
                 return POISON
             # a number or tensor of a block's name does not hide it where it is called: `dropout(x, p: dropout)`
-        found = frame.scope.names.get(name)
+        found = self._scope(node, frame).names.get(name) or frame.scope.names.get(name)
         if isinstance(found, BlockDefinition):
             return found
         if name in PRIMITIVES:
@@ -84,12 +87,19 @@ class Calls:
         frame.report_unknown("block", name, node.callee.span, label)
         return POISON
 
+    def _scope(self, node: s.Call, frame: Frame) -> Scope:
+        """What names mean where a call is written: for an argument that a derived model says, in that one's file."""
+        source = node.callee.span.source
+        if source is frame.scope.source:
+            return frame.scope
+        return next((o.scope for o in frame.shared.overrides if o.span.source is source), frame.scope)
+
     def _suggestion(self, name: str, frame: Frame) -> str:
         library = library_index()
         if name in library and name not in frame.scope.names:
             return "it is in std: add it to `use std { ... }`"
         values = [n for n, v in frame.names.items() if isinstance(v, BlockValue)]
-        near = did_you_mean(name, [*values, *frame.scope.blocks(), *PRIMITIVES, *FUNCTIONS, "window", *library])
+        near = did_you_mean(name, [*values, *frame.scope.blocks(), *PRIMITIVES, *FUNCTIONS, *_MASKS, *library])
         if near is None:
             return ""
         if near in frame.scope.names:
@@ -98,7 +108,7 @@ class Calls:
             if not owner.library and owner is not frame.scope:
                 where = f"It is in {owner.source.path}, and already imported"
             return f"did you mean `{near}`? {where}"
-        if near in PRIMITIVES or near in values or near in FUNCTIONS or near == "window":
+        if near in PRIMITIVES or near in values or near in FUNCTIONS or near in _MASKS:
             return f"did you mean `{near}`?"
         return f"did you mean `{near}`? It is in std: add it to `use std {{ ... }}`"
 
@@ -131,17 +141,17 @@ class Calls:
             return POISON
         return Fraction(math.sqrt(number) if name == "sqrt" else math.log(number))
 
-    def _window(self, node: s.Call, frame: Frame) -> Expressed:
-        bound = self.binder.bind(_WINDOW, node.arguments, frame, None)
-        filled = self.binder.fill(_WINDOW, bound[0], frame, node.span) if bound else None
-        if filled is None:
+    def _mask(self, signature: Signature, node: s.Call, frame: Frame) -> Expressed:
+        bound = self.binder.bind(signature, node.arguments, frame, None)
+        filled = self.binder.fill(signature, bound[0], frame, node.span) if bound else None
+        if bound is None or filled is None:
             return POISON
-        size = filled["size"]
-        assert isinstance(size, Fraction)
-        if size < 1:
-            frame.report("DSK0131", "a window sees at least 1 position", node.span)
+        arguments = {name: int(value) for name, value in filled.items() if isinstance(value, Fraction)}
+        problem = mask_problem(signature.name, arguments)
+        if problem is not None:
+            frame.report("DSK0131", problem[1], bound[1].get(problem[0], node.span))
             return POISON
-        return Mask("window", arguments=(("size", int(size)),))
+        return Mask(signature.name, arguments=tuple(arguments.items()))
 
     # --- definitions and values
 

@@ -39,8 +39,13 @@ TRANSFORMS: dict[str, Signature] = {
         ),
         Signature(
             "interleave",
-            (_OF, Parameter("parts", Kind.INT, doc="how many"), Parameter("part", Kind.INT, doc="which, from 0")),
-            "Every `parts`-th row of a tensor whose parts take turns.",
+            (
+                _OF,
+                Parameter("parts", Kind.INT, doc="how many"),
+                Parameter("part", Kind.INT, doc="which, from 0"),
+                Parameter("block", Kind.INT, 1, doc="rows of a turn"),
+            ),
+            "Every `parts`-th row, or block of rows, of a tensor whose parts take turns.",
         ),
         Signature(
             "permute_rope",
@@ -203,7 +208,8 @@ class _Reader:
         for dim in self.graph.dims:
             frame.dims[dim.name] = Axis(dim.name, dim.equation or Dim.of(dim.name))
         evaluator = Evaluator(lambda *_: POISON)
-        options = [p.name for p in TRANSFORMS[node.callee.text].parameters[1:]]
+        parameters = TRANSFORMS[node.callee.text].parameters[1:]
+        options = [p.name for p in parameters]
         for argument in node.arguments[1:]:
             label = argument.label.text if argument.label else None
             number = evaluator.number(evaluator.evaluate(argument.value, frame), frame)
@@ -212,7 +218,7 @@ class _Reader:
                 self._report("DSK0174", f"`{node.callee.text}` takes {takes}", argument.span)
                 return None
             found[label] = int(number)
-        missing = [name for name in options if name not in found]
+        missing = [p.name for p in parameters if p.required and p.name not in found]
         if missing:
             self._report("DSK0174", f"`{node.callee.text}` also needs {', '.join(missing)}", node.span)
             return None

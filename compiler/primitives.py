@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from .ops import arrange, attend, elementwise, experts, linear, norm, parameter, position, quantize, routing
+from .ops import (
+    arrange,
+    attend,
+    elementwise,
+    experts,
+    index,
+    linear,
+    norm,
+    parameter,
+    position,
+    quantize,
+    recurrent,
+    routing,
+)
 from .primitive import Primitive
 
-FAMILIES = (linear, norm, parameter, elementwise, position, attend, routing, experts, arrange, quantize)
+FAMILIES = (
+    linear, norm, parameter, elementwise, position, attend, index, recurrent, routing, experts, arrange, quantize,
+)  # fmt: skip
 PRIMITIVES: dict[str, Primitive] = {p.name: p for family in FAMILIES for p in family.PRIMITIVES}

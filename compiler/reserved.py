@@ -25,20 +25,21 @@ MODULE_ATTRIBUTES = _words("""
 
 # The classes that model.py defines or imports besides those of blocks.
 CLASSES = _words("""
-    BalanceBias Capacity Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
+    BalanceBias Capacity Conv Embed GroupedLinear LayerNorm Linear LinearScaling Llama3Scaling Model NamedTuple Output
     Parameter RMSNorm SpecModule Tensor YarnScaling
 """)
 
 # What function bodies call by its bare name: variables without axes, whose names have no suffix, keep off these.
 CALLED = _words("""
     attention
-    cache causal clamp combine concat
+    blocks
+    cache causal clamp combine concat conv
     dispatch documents dropout
     embed enumerate everything exp
-    gather gelu gelu_tanh
-    i isinstance
+    gated_delta gather gelu gelu_tanh
+    i index_keys isinstance
     kernels
-    layer_norm linear load_balance log
+    l2_norm layer_norm linear load_balance log
     map_heads
     nn noise normalize
     quantize

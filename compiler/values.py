@@ -42,7 +42,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask expression. `causal`, `documents`, `window`, `&` and `|`, as a tree."""
+    """A mask expression: those of `masks.py`, `&` and `|`, as a tree."""
 
     operator: str
     operands: tuple[Mask, ...] = ()
@@ -55,13 +55,22 @@ class Mask:
             return frozenset().union(*(operand.names for operand in self.operands))
         return frozenset({self.operator})
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query sees a later position."""
+        if self.operator in ("&", "|"):
+            parts = [operand.is_causal for operand in self.operands]
+            return any(parts) if self.operator == "&" else all(parts)
+        return self.operator == "causal"
+
     def __str__(self) -> str:
         if self.operator in ("&", "|"):
             parts = (f"({o})" if self.operator == "&" and o.operator == "|" else str(o) for o in self.operands)
             return f" {self.operator} ".join(parts)
         if not self.arguments:
             return self.operator
-        return f"{self.operator}({', '.join(str(v) for _, v in self.arguments)})"
+        named = len(self.arguments) > 1
+        return f"{self.operator}({', '.join(f'{k}: {v}' if named else str(v) for k, v in self.arguments)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from . import reference
 from .reference import unembed
 from .reference.routing import expert_counts
+from .reference.state import State
 from .spec_module import SpecModule
 
 __all__ = [
     "BalanceBias",
     "Capacity",
+    "Conv",
     "Embed",
     "GroupedLinear",
     "LayerNorm",
@@ -114,6 +116,29 @@ class Parameter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{list(self.weight.shape)}, start={self.start}"
+
+
+class Conv(nn.Module):
+    """A causal convolution along the sequence for each channel by itself: weight [channels, 1, width], bias
+    [channels]."""
+
+    def __init__(self, channels: int, width: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=STD)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x_BSC: Tensor, documents_BS: Tensor | None = None, state: State | None = None) -> Tensor:
+        """[B, S, C]; with documents each by itself, with a state on from the pass before."""
+        return reference.conv(x_BSC, self.weight, self.bias, documents_BS, state)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, width={self.weight.shape[2]}, bias={self.bias is not None}"
 
 
 class GroupedLinear(nn.Module):

@@ -17,6 +17,7 @@ from ..emit.classes import Classes
 from ..emit.model import emit_model
 from ..emit.names import Names
 from ..ir import DType, Graph, Op, captures, walk
+from ..ops.base import Operation
 from ..ops.structure import Block, Extern, Keep
 from ..pipeline import check, lower
 from ..shapes import symbolic_shapes
@@ -118,6 +119,9 @@ def refuse(name: str, op: Op) -> None:
     kept = [n for inner, _ in walk(op.regions[0]) if isinstance(inner.attributes, Keep) for n in inner.attributes.names]
     if kept:
         why = f"decoding keeps {', '.join(kept)} of it, and a class of one's own is given no cache"
+        raise EjectError(f"`{name}` cannot be ejected: {why}", way_out)
+    if any(isinstance(a := inner.attributes, Operation) and a.stateful for inner, _ in walk(op.regions[0])):
+        why = "it carries something along the sequence, and a class of one's own is given no cache"
         raise EjectError(f"`{name}` cannot be ejected: {why}", way_out)
     if captures(op):
         seen = ", ".join(sorted({value.name or "a value" for value in captures(op)}))

@@ -344,6 +344,8 @@ def constructor(attributes: Weights, names: Names) -> tuple[str, ...]:
     if attributes.module in ("Linear", "GroupedLinear"):
         *stack, outputs, inputs = groups
         groups = [*stack, inputs, outputs]
+    if attributes.module == "Conv":
+        groups = [groups[0], groups[2]]  # channels and width
     return (*groups, *(f"{key}={_literal(value, names)}" for key, value in attributes.options))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dskc.dsl.dims import Dim
 
 from ..ir import DType, Op, Value
+from ..reserved import PYTHON
 from ..signature import Record
 from ..values import Mask
 from .text import ATOM, LOOSE, PRODUCT, SUM, Text, call, number
@@ -53,6 +54,7 @@ class Call:
     serving: bool = False
     training: str = "self.training"  # whether dropout drops
     compute: str = "self.compute"  # the dtype of activations
+    state: Text | None = None  # while serving, what the operation carries from pass to pass
     qualified: bool = False  # functions of the reference by their module, where their names are taken
 
     def operand(self, index: int) -> Text:
@@ -116,7 +118,9 @@ class Call:
             return f"documents({documents})"
         self.names.use("dskc.runtime.reference", mask.operator)
         if mask.arguments:
-            return f"{mask.operator}({', '.join(number(value) for _, value in mask.arguments)})"
+            named = len(mask.arguments) > 1
+            given = [(f"{k}_" if k in PYTHON else k, number(value)) for k, value in mask.arguments]
+            return f"{mask.operator}({', '.join(f'{k}={v}' if named else v for k, v in given)})"
         return mask.operator
 
     def record(self, record: Record, classes: dict[str, str]) -> str:
@@ -125,7 +129,10 @@ class Call:
         self.names.use("dskc.runtime.reference", name)
         spelled = []
         for key, value in record.arguments:
-            if value is None:
+            if value is None or value is True:  # what the classes take unless told
+                continue
+            if value is False:
+                spelled.append(f"{key}=False")
                 continue
             key = "original" if key == "from" else key
             assert isinstance(value, Fraction)

@@ -20,6 +20,8 @@ from .expression import Call, Modules
 from .names import Names, below, body_path, is_below, last_part
 from .text import Text, call, fit, singular
 
+LONGEST = 96  # a kernel call that passes through and is longer than this becomes a statement of its own
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -155,7 +157,7 @@ class Function:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
         inline = len(op.results) == 1 and uses[op.result] == 1 and (last or op.result.name is None)
-        inline = inline and not (op.result in self.spelled and isinstance(attributes, Block | Experts | Attend))
+        inline = inline and not (op.result in self.spelled and _is_statement(attributes))
         seen = (*op.operands, *captures(op))
         variables: tuple[Value, ...] = ()
         if inline:
@@ -166,6 +168,9 @@ class Function:
             value = self.invoke(op, operands)
         else:
             value = attributes.emit(self.call(op, operands))
+        if inline and len(str(value)) > LONGEST and isinstance(attributes, Fused):
+            inline = False
+            self.left.subtract(variables)
         if inline:
             self.texts[op.result] = value
             self.waiting[op.result] = variables
@@ -261,6 +266,11 @@ class Function:
         for loss in chosen:
             self.write(f"{loss} = 0.0", op.span)
         return chosen
+
+
+def _is_statement(attributes: Operation) -> bool:
+    """Whether an operation is too much to be written within a kernel's call."""
+    return isinstance(attributes, Block | Experts | Attend) or attributes.stateful
 
 
 def default_name(op: Op) -> str:

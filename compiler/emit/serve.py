@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from dskc.dsl.source import Span
 
 from ..ir import Axis, DType, Graph, Op, Region, TensorType, Value, captures, walk
+from ..ops.attend import Attend
+from ..ops.base import Operation
 from ..ops.experts import Experts
 from ..ops.heads import Choose
 from ..ops.structure import Block, Keep, Repeat
 from ..passes.absorb import absorb_region
 from .classes import Classes, capture_parameters, return_lines, return_type, user_site
+from .expression import Call
 from .function import Function, Line, suffixed, use_counts
 from .model import signature
 from .names import Names, body_path, last_part
@@ -68,9 +71,15 @@ def kept_results(op: Op) -> int:
 
 def keeps(op: Op) -> bool:
     """Whether decoding holds on to something within an operation."""
-    return isinstance(op.attributes, Keep) or any(
-        isinstance(inner.attributes, Keep) for region in op.regions for inner, _ in walk(region)
-    )
+    return _keeps(op) or any(_keeps(inner) for region in op.regions for inner, _ in walk(region))
+
+
+def _keeps(op: Op) -> bool:
+    return isinstance(op.attributes, Keep) or _is_stateful(op)
+
+
+def _is_stateful(op: Op) -> bool:
+    return isinstance(op.attributes, Operation) and op.attributes.stateful
 
 
 def serving_captures(op: Op) -> tuple[Value, ...]:
@@ -96,6 +105,8 @@ class Serving(Function):
         uses = _uses(ops, wanted)
         self.left.update(uses)
         self.spell(ops)
+        if newest_only:  # the pass is over when the cache advances, so nothing may be left to write behind that
+            self.spelled.update(value for op in ops if keeps(op) for value in op.results)
         final = ops[-1] if ops and ops[-1].results == wanted else None
         for i, op in enumerate(ops):
             if not looking or op is not looking[-1]:
@@ -176,18 +187,29 @@ class Serving(Function):
             axes = value.type.axes
             kind = value.type.with_axes((axes[0], Axis("T", axes[1].size), *axes[2:]))
             targets.append(self.bind(value, suffixed(name, kind)))
-        self.assign(", ".join(targets) + ("," if len(targets) == 1 else ""), call("cache.keep", arguments), op.span)
+        spelled = f"({targets[0]},)" if len(targets) == 1 else ", ".join(targets)
+        self.assign(spelled, call("cache.keep", arguments), op.span)
 
     def invoke(self, op: Op, operands: tuple[Text, ...]) -> Text:
         attributes = op.attributes
         if not keeps(op) or isinstance(attributes, Experts):
             return Function.invoke(self, op, operands)
         assert isinstance(attributes, Block) and self.file is not None
-        name = last_part(attributes.path)
-        self.applied[name] += 1
-        cache = f'cache.at("{name}")' if self.applied[name] == 1 else f'cache.at("{name}", {self.applied[name]})'
+        cache = f"cache.at({self.place(last_part(attributes.path))})"
         function = self.file.of_region(op.regions[0], op)
         return call(function, (self.module(attributes.path), *map(str, operands), *self.captured(op), cache))
+
+    def call(self, op: Op, operands: tuple[Text, ...]) -> Call:
+        made = Function.call(self, op, operands)
+        if _is_stateful(op):
+            owner = next((self.names.owners[v] for v in op.operands if v in self.names.owners), None)
+            made.state = Text(f"cache.state({self.place(owner.name if owner else op.kind)})")
+        return made
+
+    def place(self, name: str) -> str:
+        """Where something of this name keeps what it keeps, as arguments: apart from others of the name."""
+        self.applied[name] += 1
+        return f'"{name}"' if self.applied[name] == 1 else f'"{name}", {self.applied[name]}'
 
     def captured(self, op: Op) -> tuple[str, ...]:
         return tuple(text for text in Function.captured(self, op) if text != "None")
@@ -270,6 +292,8 @@ def emit_serve(graph: Graph, classes: Classes) -> list[Line]:
     for name, value in given:
         parameters.append(f"{function.bind(value, suffixed(name, value.type), parameter=True)}: Tensor")
     wanted = graph.body.results[:1]
+    if any(isinstance(op.attributes, Attend) and op.attributes.looks_ahead(op) for op, _ in walk(graph.body)):
+        function.write("cache.whole()  # positions see later ones: a text comes at once", span)
     function.part(graph.body, wanted, newest_only=True)
     logits = function.take(wanted[0])
     tokens = suffixed(given[0][0], given[0][1].type)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dskc.dsl.dims import Dim
 
-from ..ir import Axis, DType, Op, TensorType, Value
+from ..ir import Axis, DType, Op, TensorType, Value, product
 from ..primitive import Primitive, Site
 from ..signature import Kind, Parameter, Signature
+from ..values import ArrowValue
 from .base import Operation, RowOperation, Saved, ShapeError, check_all_but_last, common_dtype, last_axis
 
 if TYPE_CHECKING:
@@ -38,6 +39,35 @@ class Split(Operation):
     def emit(self, call: Call) -> Text:
         sizes = ", ".join(call.size(axis.size) for axis in self.into)
         return call.reference("split")(call.operand(0), call.text(f"({sizes})"))
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(Operation):
+    """The last axes read as others of the same size together: heads as one axis, or one axis as heads."""
+
+    source: tuple[Axis, ...]
+    target: tuple[Axis, ...]
+
+    def written_sizes(self) -> tuple[Dim, ...]:
+        return tuple(axis.size for axis in self.target) if len(self.target) > 1 else ()
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        count = len(self.source)
+        found = tuple(axis.size for axis in x.axes[len(x.axes) - count :])
+        if len(x.axes) < count or found != tuple(axis.size for axis in self.source):
+            raise ShapeError(f"the last axes of {x} are not those before the arrow", "x")
+        before, after = (product(axis.size for axis in axes) for axes in (self.source, self.target))
+        if before != after:
+            raise ShapeError(f"`{before}` numbers cannot be read as `{after}`", "axes")
+        return (x.with_axes((*x.axes[: len(x.axes) - count], *self.target)),)
+
+    def emit(self, call: Call) -> Text:
+        x = call.operand(0)
+        if len(self.source) > 1:
+            x = x.method(f"flatten({-len(self.source)})")
+        if len(self.target) > 1:
+            x = x.method(f"unflatten(-1, ({', '.join(call.size(axis.size) for axis in self.target)}))")
+        return x
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +165,12 @@ def _concat(site: Site) -> Value:
     return site.add(Concat(), *parts)
 
 
+def _reshape(site: Site) -> Value:
+    x, axes = site.tensor("x"), site["axes"]
+    assert isinstance(axes, ArrowValue)
+    return site.add(Reshape(axes.source or (last_axis(x.type, "x"),), axes.target), x)
+
+
 def _split(site: Site) -> tuple[Value, ...]:
     into = site["into"]
     assert isinstance(into, tuple)
@@ -143,6 +179,17 @@ def _split(site: Site) -> tuple[Value, ...]:
 
 
 PRIMITIVES = (
+    Primitive(
+        Signature(
+            "reshape",
+            (
+                Parameter("x", Kind.TENSOR),
+                Parameter("axes", Kind.ARROW, doc="the last axes, and what they are read as"),
+            ),
+            "The same numbers under other axes: `reshape(x, [H, E] -> H * E)`.",
+        ),
+        _reshape,
+    ),
     Primitive(
         Signature("split", (Parameter("x", Kind.TENSOR), Parameter("into", Kind.SIZES)), "Cuts the last axis."),
         _split,

@@ -62,6 +62,11 @@ class Attend(Operation):
         """Whether the reference holds the scores as a tensor: torch's kernels cannot say it."""
         return self.softcap is not None or self.sinks or self.select
 
+    def looks_ahead(self, op: Op) -> bool:
+        """Whether positions see later ones of the same text: then what decoding keeps of them would change."""
+        q, k = (value.type.axes[1].size for value in op.operands[:2])
+        return q == k and not (self.mask is not None and self.mask.is_causal)
+
     def flops(self, op: Op) -> Dim:
         q, k, v = (value.type for value in op.operands[:3])
         scores = q.axes[0].size * q.axes[2].size * q.axes[1].size * k.axes[1].size
@@ -74,7 +79,7 @@ class Attend(Operation):
         if self.written_out:
             return self._saved_written_out(op)
         log_sum_exp = (batch * queries * heads, "fp32")
-        if self.mask is None or self.mask.names == {"causal"}:
+        if self.mask is None or self.mask.names in ({"causal"}, {"everything"}):
             return Saved((q, k, v, op.result), (log_sum_exp,))
         # A mask tensor is added to the scores in their dtype; kernels that take one have no grouped heads.
         mask = (queries * keys * (batch if "documents" in self.mask.names else 1), "compute")
@@ -96,7 +101,7 @@ class Attend(Operation):
             extra.append((scores, "fp32"))  # the tangents
         if self.dropout:
             extra += [(scores, "fp32"), (scores, "bool")]
-        if self.select or names:
+        if self.select or names - {"everything"}:
             extra.append((queries * keys * (batch if self.select or "documents" in names else 1), "bool"))
         return Saved(extra=tuple(extra))
 

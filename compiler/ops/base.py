@@ -49,6 +49,7 @@ class Operation(Attributes):
     pure: ClassVar[bool] = True  # equal operands give equal results: may be shared and hoisted
     invariant: ClassVar[bool] = False  # depends on no activation: `canonicalize` moves it out of repeats and blocks
     result_names: ClassVar[tuple[str, ...]] = ()  # what results are called where the spec does not name them
+    stateful: ClassVar[bool] = False  # carries something along the sequence, which decoding goes on from
     reference: ClassVar[str | None] = None  # its function in runtime/reference, where the name differs from `kind`
     infer: ClassVar[Callable[..., tuple[TensorType, ...]]]  # from operands' types to results', or ShapeError
 

@@ -70,6 +70,29 @@ class LayerNorm(RowOperation):
         return (y + bias[0] if bias else y,)
 
 
+@dataclass(frozen=True, slots=True)
+class L2Norm(RowOperation):
+    """x / sqrt(sum(x²) + eps) over the last axis."""
+
+    eps: float
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        check_floating(x, "x")
+        last_axis(x, "x")
+        return (x,)
+
+    def saved(self, op: Op) -> Saved:
+        kind = op.result.type
+        return Saved(extra=((kind.elements + kind.elements / kind.axes[-1].size, "fp32"),))
+
+    def emit(self, call: Call) -> Text:
+        return call.reference("l2_norm")(call.operand(0), eps=call.number(self.eps))
+
+    def rows(self, writing: Writing, *operands: Row) -> tuple[Row, ...]:
+        (x,) = operands
+        return (x * ((x * x).sum() + self.eps).rsqrt().called("factor"),)
+
+
 def _saved_by_norm(op: Op) -> tuple[tuple[Dim, str], ...]:
     """x (less its mean) and x normalised, both wide, and one factor a row."""
     kind = op.result.type
@@ -96,6 +119,17 @@ def _layer_norm(site: Site) -> Value:
 
 
 PRIMITIVES = (
+    Primitive(
+        Signature(
+            "l2_norm",
+            (
+                Parameter("x", Kind.TENSOR),
+                Parameter("eps", Kind.FLOAT, 1e-6, doc="added to the sum of squares"),
+            ),
+            "x / sqrt(sum(x²) + eps): rows of length 1.",
+        ),
+        lambda site: site.add(L2Norm(site.positive("eps", zero=True)), site.tensor("x")),
+    ),
     Primitive(
         Signature(
             "rms_norm",

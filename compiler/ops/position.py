@@ -109,6 +109,7 @@ SCALINGS = (
             _number("mscale", None),
             _number("mscale_all", None),
             _number("attention", None),
+            Parameter("truncate", Kind.BOOL, True, doc="rounds the ends of the ramp to whole pairs"),
         ),
         "YaRN (arXiv:2309.00071).",
     ),

@@ -15,6 +15,7 @@ from ..ir import Graph, Op, Region, walk
 from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.position import RopeTable
+from ..ops.recurrent import GatedDelta
 from ..ops.routing import BalanceBias, CountLoad, GroupedTopK, TopK
 from ..requirements import Requirement, check_requirements
 
@@ -76,11 +77,13 @@ def _extra(op: Op, known: dict[str, int], problems: Diagnostics) -> None:
         if not size.symbols() <= known.keys():
             title = f"`{size}` has no value before data comes, and this size must be known"
             problems.add(Diagnostic("DSK0214", title, op.span))
-    if isinstance(attributes, Attend):
-        heads, groups = op.operands[0].type.axes[2].size, op.operands[1].type.axes[2].size
+    if isinstance(attributes, Attend | GatedDelta):
+        many, few = ("query", "key and value") if isinstance(attributes, Attend) else ("value", "key")
+        heads = op.operands[0 if isinstance(attributes, Attend) else 2].type.axes[2].size
+        groups = op.operands[1].type.axes[2].size
         h, g = _value(heads, known), _value(groups, known)
         if h and g and h % g:
-            title = f"{show_number(h)} query heads do not divide over {show_number(g)} key and value heads"
+            title = f"{show_number(h)} {many} heads do not divide over {show_number(g)} {few} heads"
             note = ("help", f"`{heads}` must be a multiple of `{groups}`")
             problems.add(Diagnostic("DSK0209", title, op.span, notes=(note,)))
     elif isinstance(attributes, RopeTable):

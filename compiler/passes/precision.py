@@ -23,7 +23,8 @@ def _rewrite(build: Rebuilder, op: Op, operands: tuple[Value, ...]) -> tuple[Val
         return (build.add(Cast(DType.COMPUTE), (rows,), op, op.result.name),)
     if isinstance(op.attributes, Elementwise) and op.attributes.operator == "add" and len(operands) == 2:
         first, second = operands
-        if first.type.dtype is DType.COMPUTE and second.type.dtype is DType.FP32 and op.result.name == first.name:
+        named = op.result.name is not None and op.result.name == first.name
+        if first.type.dtype is DType.COMPUTE and second.type.dtype is DType.FP32 and named:
             operands = (first, build.add(Cast(DType.COMPUTE), (second,), op))  # the residual stream keeps its dtype
             return build.copy(op, operands)
     return None

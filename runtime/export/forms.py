@@ -89,6 +89,16 @@ def _within_a_turn(x: Tensor) -> Tensor:
     return (x - turn * torch.floor(x / turn + 0.5)).float()
 
 
+def solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
+    """x with `a x = b` for a [..., M, M] that is lower triangular with ones in its diagonal, a row after another."""
+    if upper or not left or not unitriangular:
+        return NotImplemented
+    rows = [b[..., :1, :]]
+    for m in range(1, b.shape[-2]):
+        rows.append(b[..., m : m + 1, :] - torch.matmul(a[..., m : m + 1, :m], torch.cat(rows, dim=-2)))
+    return torch.cat(rows, dim=-2)
+
+
 def squeeze(x: Tensor, dims: Sequence[int]) -> Tensor:
     """x without those of the axes whose size is 1: torch-mlir knows it for one axis only."""
     gone = {dim % x.ndim for dim in dims}
@@ -112,6 +122,7 @@ FORMS = {
     ATEN.gelu.default: gelu,
     ATEN.cos.default: cos,
     ATEN.sin.default: sin,
+    ATEN.linalg_solve_triangular.default: solve_triangular,
     ATEN.squeeze.dims: squeeze,
     ATEN.empty_permuted.default: empty,
     ATEN._assert_tensor_metadata.default: nothing,

@@ -24,12 +24,15 @@ from .activation import (
 )
 from .arrange import concat, gather, shift, split
 from .attention import attention
+from .conv import conv
+from .delta import gated_delta
 from .experts import Rows, combine, dispatch, within_capacity
 from .grouped import grouped_linear
+from .index import index_keys
 from .linear import embed, linear, map_heads, unembed
 from .loss import next_token, token_losses
-from .mask import Mask, causal, documents, everything, window
-from .norm import layer_norm, rms_norm
+from .mask import Mask, blocks, causal, documents, everything, window
+from .norm import l2_norm, layer_norm, rms_norm
 from .quantize import quantize
 from .rope import rope, rope_table
 from .rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
@@ -42,20 +45,25 @@ __all__ = [
     "Rows",
     "YarnScaling",
     "attention",
+    "blocks",
     "causal",
     "clamp",
     "combine",
     "concat",
+    "conv",
     "dispatch",
     "documents",
     "dropout",
     "embed",
     "everything",
     "exp",
+    "gated_delta",
     "gather",
     "gelu",
     "gelu_tanh",
     "grouped_linear",
+    "index_keys",
+    "l2_norm",
     "layer_norm",
     "linear",
     "load_balance",

@@ -35,3 +35,9 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y.to(x.dtype)
+
+
+def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """`x / sqrt(sum(x²) + eps)` over the last axis, computed in float32 at least: rows of length 1 or a little less."""
+    y = wide(x)
+    return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + eps)).to(x.dtype)

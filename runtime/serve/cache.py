@@ -1,5 +1,5 @@
-"""What decoding keeps of the positions before: the keys and values of each layer, or whatever a block says `keep`
-of."""
+"""What decoding keeps of the positions before: the keys and values of each layer, or whatever a block says `keep` of,
+and what operations that go along the sequence carry on, such as the memory of a delta rule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from ..reference.state import State
 
 FIRST_POSITIONS = 64  # of a new buffer; it doubles when full, so that short texts stay cheap
 
@@ -22,14 +23,32 @@ class _Store:
     device: torch.device
     length: int = 0  # positions kept in every layer
     buffers: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict)
+    states: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict)  # behind the last position that counts,
+    coming: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict)  # and those of the pass that is running
+
+
+@dataclass(frozen=True)
+class _State:
+    """One operation's state, of constant size (see `reference.state`)."""
+
+    store: _Store
+    path: tuple[str | int, ...]
+
+    def read(self) -> Tensor | None:
+        return self.store.states.get(self.path)
+
+    def write(self, value: Tensor) -> None:
+        store = self.store
+        assert value.shape[0] == store.batch, f"a batch of {value.shape[0]}, in a cache of {store.batch}"
+        store.coming[self.path] = value.detach()
 
 
 class Cache:
     """Tensors of `batch` sequences of equal length, of up to `capacity` positions, under the paths of their blocks.
 
     A forward pass asks for `positions(tokens)`, gives each block its view `at(...)`, in which the block says
-    `keep(...)`, and ends with `advance(n)`. Only then do the new positions count: a pass that failed midway can simply
-    run again.
+    `keep(...)` and gets its `state(...)`, and ends with `advance(n)`. Only then do the new positions and states count:
+    a pass that failed midway can simply run again.
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str = "cpu") -> None:
@@ -67,14 +86,30 @@ class Cache:
         """
         return tuple(self._append(name, new) for name, new in tensors.items())
 
+    def whole(self) -> None:
+        """What a model asks for whose positions see later ones. Problem where something is kept already: it would be
+        other than it is, had it seen what comes now."""
+        if self._store.length:
+            raise Problem(
+                "this model's positions see later ones, so that it takes a text at once and goes on with none",
+                help="give it the whole text in one pass, or make its masks `causal & ...` to generate with it",
+            )
+
+    def state(self, *names: str | int) -> State:
+        """What an operation carries from pass to pass, under the names of the block's view and these."""
+        return _State(self._store, (*self._path, *names))
+
     def advance(self, n: int) -> None:
-        """Count the n positions of this pass, kept by every block, as past."""
-        assert 0 <= n <= self._store.capacity - self._store.length, f"cannot advance by {n}"
-        self._store.length += n
+        """Count the n positions of this pass, kept by every block, as past, and its states as those to go on from."""
+        store = self._store
+        assert 0 <= n <= store.capacity - store.length, f"cannot advance by {n}"
+        store.length += n
+        store.states, store.coming = {**store.states, **store.coming}, {}
 
     def clear(self) -> None:
-        """Forget all positions; the memory stays, for the next text."""
+        """Forget all positions and states; the memory of positions stays, for the next text."""
         self._store.length = 0
+        self._store.states, self._store.coming = {}, {}
 
     def _span(self, new: Tensor) -> tuple[int, int]:
         store = self._store

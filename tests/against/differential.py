@@ -82,10 +82,13 @@ def our_gradients(ours: Ours, tokens_BS: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     losses(ours, tokens_BS)["next_token"].backward()
     parameters = model.named_parameters()
-    gradients = {name: parameter.grad for name, parameter in parameters if not name.startswith("mtp.")}
+    gradients = {name: _gradient(parameter) for name, parameter in parameters if not name.startswith("mtp.")}
     model.requires_grad_(False)
-    assert all(gradient is not None for gradient in gradients.values())
     return export_weights(ours.rules, gradients)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter.data) if parameter.grad is None else parameter.grad
 
 
 def their_gradients(theirs: PreTrainedModel, tokens_BS: Tensor, folder: Path) -> dict[str, Tensor]:
@@ -93,8 +96,7 @@ def their_gradients(theirs: PreTrainedModel, tokens_BS: Tensor, folder: Path) ->
     model = copy.deepcopy(theirs)
     model(tokens_BS, labels=tokens_BS).loss.backward()
     for parameter in model.parameters():
-        assert parameter.grad is not None
-        parameter.data = parameter.grad
+        parameter.data = _gradient(parameter)
     model.save_pretrained(folder)
     buffers = tuple(name.rpartition(".")[2] for name, _ in model.named_buffers())
     return {

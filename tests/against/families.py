@@ -16,6 +16,10 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    DeepseekV32Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -24,15 +28,20 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 SPECS = Path(__file__).parents[2] / "specs"
 VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 104, 128, 96, 2, 8, 4
 AHEAD = "model.layers.61."  # where DeepSeek-V3's checkpoint has its module for the token after the next
+SELECTED = 12  # positions that a query attends to, fewer than there are
 WINDOW = 17  # positions, fewer than there are tokens
 # Of weights by name: attention that picks, and a residual stream so small that the eps of every norm counts.
-SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "down_proj": 0.05}
+SCALES = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.05, "out_proj": 0.05, "down_proj": 0.05}
 NORMALISED = {"q_proj": 0.03, "k_proj": 0.03}  # where a norm follows, whose eps counts too
+# Norms behind attention and feed-forward make their results wide again, and embeddings are multiplied by sqrt(D).
+GEMMA = {"post_attention_layernorm": 0.02, "post_feedforward_layernorm": 0.02, "embed": 0.03}
+GPT_OSS = {"embed": 4.0, "v_proj.bias": 0.3, "gate_up_proj_bias": 0.5}  # biases are the same at every position
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,11 @@ class Family:
     config: PretrainedConfig
     settings: tuple[str, ...] = ()
     ahead: bool = False
+    folder: Path = SPECS
 
     @property
     def path(self) -> Path:
-        return SPECS / f"{self.spec}.dsk"
+        return self.folder / f"{self.spec}.dsk"
 
     @property
     def shrunk(self) -> tuple[str, ...]:
@@ -93,6 +103,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 LATENT = {"kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "rms_norm_eps": 1e-6}
 LATENT_DIMS = ("dims.Rc=24", "dims.En=16", "dims.Er=8", "dims.Ev=12")
 
@@ -116,6 +134,13 @@ def latent(
 
 def latent_dims(experts: int) -> tuple[str, ...]:
     return (*LATENT_DIMS, f"dims.X={experts}", "dims.Fx=24")
+
+
+def indexer(top: int = SELECTED, heads: int = 16, width: int = 20, pairs: str = "half") -> str:
+    """That of DeepSeek-V3.2, small; of so many heads that no two keys score 0, of which transformers takes either."""
+    scaling = "yarn(factor: 40, from: 4096, mscale: 1, mscale_all: 1)"
+    turn = f"rope(theta: 10_000, width: Er, pairs: {pairs}, scaling: {scaling})"
+    return f"lightning_indexer(heads: {heads}, width: {width}, top: {top}, rope: {turn})"
 
 
 FAMILIES = {
@@ -194,6 +219,22 @@ FAMILIES = {
         (*latent_dims(32), "dims.Rq=40"),
         ahead=True,
     ),
+    "deepseek_v32": Family(
+        "deepseek_v32",
+        DeepseekV32Config(
+            **latent(24, 8, 1, 3, 5),
+            rope_parameters=yarn(10_000.0, 40.0),
+            routed_scaling_factor=2.5,
+            n_group=8,
+            topk_group=4,
+            norm_topk_prob=True,
+            index_n_heads=16,
+            index_head_dim=20,
+            index_topk=SELECTED,
+        ),
+        (*latent_dims(24), "dims.Rq=40", *(f"{path}.mla.index={indexer()}" for path in ("layers", "mtp"))),
+        ahead=True,
+    ),
     "kimi_k2": Family(
         "kimi_k2",
         DeepseekV3Config(
@@ -206,10 +247,85 @@ FAMILIES = {
         ),
         (*latent_dims(12), "dims.Rq=40"),
     ),
+    "qwen3_next": Family(
+        "qwen3_next",
+        Qwen3NextConfig(
+            **sizes() | {"num_hidden_layers": 4},
+            rms_norm_eps=1e-6,
+            rope_parameters=rope(1e7, partial_rotary_factor=0.25),
+            head_dim=24,
+            linear_num_key_heads=2,
+            linear_num_value_heads=6,
+            linear_key_head_dim=16,
+            linear_value_head_dim=20,
+            num_experts=0,
+        ),
+        folder=Path(__file__).parent,
+    ),
     "smollm2": Family(
         "smollm2_135m",
         LlamaConfig(**sizes(), rms_norm_eps=1e-5, rope_parameters=rope(100_000.0), tie_word_embeddings=True),
         GROUPED,
+    ),
+    "gemma2": Family(
+        "gemma2_2b",
+        Gemma2Config(
+            **sizes(),
+            rms_norm_eps=1e-6,
+            rope_parameters=rope(10_000.0),
+            head_dim=24,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+            attn_logit_softcapping=5.0,
+            final_logit_softcapping=0.01,
+        ),
+        (
+            *GROUPED,
+            "dims.E=24",
+            "layers.attention.scale=1 / sqrt(20)",
+            f"layers.attention.mask=if i % 2 == 0 then causal & window({WINDOW}) else causal",
+            "layers.attention.softcap=5",
+            "logits.cap=0.01",
+        ),
+    ),
+    "gemma3": Family(
+        "gemma3_270m",
+        Gemma3TextConfig(
+            **sizes(1) | {"num_hidden_layers": 7},
+            rms_norm_eps=1e-6,
+            head_dim=24,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+        ),
+        (
+            "dims.G=1",
+            "dims.E=24",
+            "layers.attention.scale=1 / sqrt(20)",
+            f"layers.attention.mask=if i % 6 == 5 then causal else causal & window({WINDOW})",
+        ),
+    ),
+    "gpt_oss": Family(
+        "gpt_oss_20b",
+        GptOssConfig(
+            **sizes(),
+            rms_norm_eps=1e-5,
+            rope_parameters=rope(150_000.0, **YARN),
+            head_dim=24,
+            sliding_window=WINDOW,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            swiglu_limit=0.8,
+            swiglu_alpha=1.5,
+        ),
+        (
+            *GROUPED,
+            "dims.E=24",
+            "dims.X=5",
+            f"layers.attention.mask=if i % 2 == 0 then causal & window({WINDOW}) else causal",
+            "layers.moe.top=2",
+            "layers.moe.limit=0.8",
+            "layers.moe.alpha=1.5",
+        ),
     ),
 }
 
@@ -221,9 +337,12 @@ def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     parameters = dict(model.named_parameters())
     biases = {name: value for name, value in model.named_buffers() if name.endswith("e_score_correction_bias")}
     scales = SCALES | (NORMALISED if any("q_norm" in name for name in parameters) else {})
+    gemma = config.model_type.startswith("gemma")
+    scales |= GEMMA if gemma else GPT_OSS if config.model_type == "gpt_oss" else {}
     with torch.no_grad():
         for name, parameter in {**parameters, **biases}.items():
-            parameter.copy_(_drawn(name, parameter, scales, generator))
+            value = _drawn(name, parameter, scales, generator)
+            parameter.copy_(value - 1 if gemma and "norm" in name else value)  # Gemma keeps norms less 1
     return model
 
 
@@ -247,6 +366,9 @@ def ahead_model(family: Family) -> PreTrainedModel:
     """A model with a layer more, whose last is the block of the module for the token after the next."""
     config = copy.deepcopy(family.config)
     config.num_hidden_layers += 1
+    for kinds in ("mlp_layer_types", "layer_types"):  # of each layer, where a configuration has them
+        if getattr(config, kinds, None):
+            setattr(config, kinds, [*getattr(config, kinds), getattr(config, kinds)[-1]])
     return build(config, seed=1)
 
 
@@ -264,13 +386,13 @@ def ahead_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _drawn(name: str, like: Tensor, scales: Mapping[str, float], generator: torch.Generator) -> Tensor:
     value = torch.randn(like.shape, generator=generator)
+    scale = next((scale for part, scale in scales.items() if part in name), 1.0)
     if "norm" in name:
-        return 1 + 0.3 * value
+        return scale * (1 + 0.3 * value)
     if name.endswith("e_score_correction_bias"):
         return 0.1 * value  # beside scores of sigmoids: it decides many choices, and every expert still has some
-    if name.endswith("bias"):
-        return value
+    if name.endswith(("bias", "sinks")):
+        return min(scale, 1.0) ** 2 * value
     if "embed" in name:
-        return 0.01 * value
-    scale = next((scale for part, scale in scales.items() if part in name), 1.0)
+        return 0.01 * scale * value
     return scale * value / math.sqrt(like.shape[-1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dskc.runtime import reference
 from dskc.runtime.export import CpuModule, compile_cpu, load_cpu, prefill, to_aten, to_mlir
 from dskc.runtime.problem import Problem
-from dskc.runtime.reference import attention, causal, dispatch, documents, window
+from dskc.runtime.reference import attention, blocks, causal, dispatch, documents, index_keys, window
 from dskc.runtime.train.load import load_package
 
 pytest.importorskip("iree.compiler", reason="iree-base-compiler is not installed")
@@ -124,6 +124,13 @@ def _experts(x_BSD: Tensor, chosen_BSK: Tensor, weight_BSK: Tensor, weight_XFD: 
     return reference.combine(reference.grouped_linear(rows.x_RD, weight_XFD, rows.offsets_X), rows, weight_BSK)
 
 
+def _gated_delta(
+    q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, gate_BSH: Tensor, beta_BSH: Tensor, ids_BS: Tensor | None = None
+) -> Tensor:
+    k_BSHE = reference.l2_norm(k_BSHE)
+    return reference.gated_delta(q_BSHE, k_BSHE, v_BSHE, -gate_BSH.square(), beta_BSH, ids_BS, chunk=4)
+
+
 OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     **{
         name: (getattr(reference, name), ELEMENTWISE)
@@ -138,6 +145,15 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "noise": (lambda x: reference.noise(x, training=False) + 1, ELEMENTWISE),
     "split": (lambda x: tuple(part + 1 for part in reference.split(x, (3, 4))), ELEMENTWISE),
     "concat": (reference.concat, ELEMENTWISE, _normal(3, 2)),
+    "conv": (reference.conv, _normal(B, S, D), _normal(D, 1, 3), _normal(D)),
+    "conv, of documents": (
+        lambda x, weight, ids: reference.conv(x, weight, None, ids),
+        _normal(B, S, D),
+        _normal(D, 1, 3),
+        DOCUMENTS,
+    ),
+    "gated_delta": (_gated_delta, Q, Q, VALUES.repeat(1, 1, 2, 1), _normal(B, S, H), SCORE),
+    "gated_delta, of documents": (_gated_delta, Q, Q, VALUES.repeat(1, 1, 2, 1), _normal(B, S, H), SCORE, DOCUMENTS),
     "gather": (reference.gather, SCORE, CHOSEN),
     "shift": (lambda tokens: (reference.shift(tokens, 1), reference.shift(tokens, -2, fill=7)), TOKENS),
     "attention": (lambda q, k, v: attention(q, k, v, scale=0.3), Q, KEYS, VALUES),
@@ -148,9 +164,12 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "causal": (lambda q, k, v: attention(q, k, v, causal), Q, KEYS, VALUES),
     "causal, one query": (lambda q, k, v: attention(q, k, v, causal), Q[:, -1:], KEYS, VALUES),
     "causal, the last queries": (lambda q, k, v: attention(q, k, v, causal), Q[:, -2:], KEYS, VALUES),
+    "blocks": (lambda q, k, v: attention(q, k, v, causal & blocks(1, 1, 1, 2)), Q, KEYS, VALUES),
     "window": (lambda q, k, v: attention(q, k, v, causal & window(3)), Q, KEYS, VALUES),
     "window, either": (lambda q, k, v: attention(q, k, v, window(2) | causal), Q, KEYS, VALUES),
     "documents": (lambda q, k, v, ids: attention(q, k, v, causal & documents(ids)), Q, KEYS, VALUES, DOCUMENTS),
+    "index_keys": (lambda q, k, w: index_keys(q, k, w, 3, causal), Q, _normal(B, S, E), _normal(B, S, H)),
+    "index_keys, more than there are": (lambda q, k, w: index_keys(q, k, w, 9), Q, _normal(B, S, E), _normal(B, S, H)),
     "dispatch": (lambda x, chosen: tuple(dispatch(x, chosen, X)), _normal(B, S, D), CHOSEN),
     "combine": (_experts, _normal(B, S, D), CHOSEN, SCORE[..., :K].contiguous(), WEIGHT),
     "grouped_linear": (reference.grouped_linear, ROWS, WEIGHT, OFFSETS),
@@ -161,6 +180,7 @@ OPERATIONS: dict[str, tuple[Callable, *tuple[Tensor, ...]]] = {
     "unembed": (reference.unembed, _normal(B, S, D), _normal(V, D)),
     "next_token": (reference.next_token, _normal(B, S, V), TOKENS),
     "token_losses": (lambda x, t: reference.token_losses(x, t, 1e-2, 0.1), _normal(B, S, V), TOKENS),
+    "l2_norm": (reference.l2_norm, ELEMENTWISE),
     "layer_norm": (reference.layer_norm, _normal(B, S, D), _normal(D), _normal(D)),
     "rms_norm": (lambda x, weight: reference.rms_norm(x, weight, offset=1.0), _normal(B, S, D), _normal(D)),
     "rope": (reference.rope, Q, _normal(S, E // 2), _normal(S, E // 2)),

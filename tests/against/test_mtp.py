@@ -121,8 +121,9 @@ def test_gradients_of_its_own_weights(theirs: Theirs, ours: Ours, tokens_BS: Ten
 
 
 HUB_NAMES = [
-    *(f"{name}.weight" for name in ("enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head")),
-    *(f"{name}.weight" for name in ("embed_tokens", "input_layernorm", "post_attention_layernorm")),
+    *(f"{name}.weight" for name in ("enorm", "hnorm", "eh_proj", "embed_tokens")),
+    *(f"shared_head.{name}.weight" for name in ("norm", "head")),
+    *(f"{name}.weight" for name in ("input_layernorm", "post_attention_layernorm")),
     *(f"self_attn.{name}.weight" for name in ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa")),
     *(f"self_attn.{name}.weight" for name in ("kv_a_layernorm", "kv_b_proj", "o_proj")),
     "mlp.gate.weight", "mlp.gate.e_score_correction_bias",

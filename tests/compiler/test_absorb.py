@@ -55,6 +55,9 @@ CALLS = {
     "mla without a rank of queries": f"mla(rms_norm(x), {LATENT})",
     "mla with a window": f"mla(rms_norm(x), {LATENT}, q_rank: Rq, magnitude: 1.2, {WINDOW})",
     "mla with biases": f"mla(rms_norm(x), {LATENT}, q_rank: Rq, bias: true)",
+    "mla that is sparse": (
+        f"mla(rms_norm(x), {LATENT}, q_rank: Rq, index: lightning_indexer(heads: 2, width: Er, top: 4, rope: rope()))"
+    ),
     "a block of one's own": OWN_CALL,
     "one's own with a window": f"own(rms_norm(x), heads: H, width: En, rank: Rc, {WINDOW})",
     "queries that are cut": "cut(rms_norm(x), heads: H, width: En, rank: Rc, shared: Er)",
@@ -64,7 +67,7 @@ CALLS = {
 def spec(call: str, blocks: str = OWN + CUT, dims: str = SIZES, layers: int = 2) -> str:
     return f"""dsk 1
 
-use std {{ mla }}
+use std {{ lightning_indexer, mla }}
 {blocks}
 model small(tokens: ids[B, S]) -> logits: [B, S, V] {{
   dims {{ {dims} }}

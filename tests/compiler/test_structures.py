@@ -16,7 +16,7 @@ from .test_properties import COUNTED, inputs
 
 HEAD = """dsk 1
 
-use std { attention, swiglu, mlp, moe, deepseek_moe, deepseek_v2_moe }
+use std { attention, swiglu, mlp, moe, deepseek_moe, deepseek_v2_moe, gated_delta_net }
 
 block residual(x: [B, S, D], f: block) -> [B, S, D] {
   return x + f(rms_norm(x) as norm)
@@ -93,6 +93,48 @@ BODIES = {
           {MIX.replace("(x)", "(x * gain)")}
           x = x * parameter(D, start: ones) as out_gain / sqrt(D)
         }}""",
+    "attention with all there is to it": """
+        repeat 2 layers[i] {
+          x += attention(rms_norm(x), heads: H, width: E, kv_heads: 2, qk_norm: true, offset: 1, softcap: 2,
+               sinks: true, gate: true, mask: if i == 0 then causal & blocks(size: 1, window: 1, random: 2) else causal)
+        }""",
+    "positions selected, more than one way": """
+        q = linear(x, D -> [H, E])
+        k = linear(x, D -> [2, E])
+        v = linear(x, D -> [2, E])
+        at = top_k(linear(embed(tokens, V -> D) as probe_table, D -> X, compute: fp32) as probe, 2)
+        keep k, v
+        o = attend(q, k, v, mask: causal, sinks: parameter([H]) as logit, select: at)
+        o = o + attend(q, k, v, mask: causal & documents, sinks: parameter([H]) as other)
+        o = o + attend(q, k, v, mask: causal & (blocks(size: 2) | window(2)), softcap: 3)
+        x += linear(o, [H, E] -> D) as out""",
+    "a convolution and a delta rule in the model itself": """
+        x += linear(conv(x, width: 3, bias: true) as first, D -> D) as mid
+        h = linear(x, D -> [H, E])
+        keep h
+        x += linear(attend(linear(x, D -> [H, E]) as ask, h, h, mask: causal), [H, E] -> D) as seen
+        q = l2_norm(reshape(conv(x, width: 2) as second, D -> [2, D / 2]))
+        v = linear(x, D -> [H, E])
+        gate = -1 * softplus(linear(x, D -> H) as fade)
+        beta = sigmoid(linear(x, D -> H) as pace)
+        y = gated_delta(q, q, v, gate, beta, scale: 1, chunk: 2)
+        x = x + linear(y + gated_delta(q, q, v, gate, beta, chunk: 3), [H, E] -> D) as out""",
+    "three layers of linear attention, then one of attention": """
+        repeat 4 layers[i] {
+          x += if i % 4 == 3 then attention(rms_norm(x), heads: H, width: E, rope: rope()) else gated_delta_net(
+               rms_norm(x), heads: H, width: E, key_heads: 2, value: 6, chunk: 4)
+          x += swiglu(rms_norm(x), inner: F)
+        }""",
+    "linear attention of each document": """
+        repeat 2 layers {
+          x += gated_delta_net(rms_norm(x), heads: H, width: E, chunk: 4, documents: true)
+        }""",
+    "one linear attention for all layers": """
+        mix = gated_delta_net(heads: H, width: E, chunk: 4)
+        repeat 1 layers {
+          x += mix(rms_norm(x))
+        }
+        x += mix(mix(x))""",
     "what came before a repeat, after it and in it": f"""
         x0 = x
         repeat 3 layers {{

@@ -42,6 +42,19 @@ def block(body: str, call: str = "x = b(x)", takes: str = "x: [B, S, D]", gives:
     return model(call, f"block b({takes}) -> {gives} {{\n{body}\n}}")
 
 
+def delta(k: str = "linear(x, D -> [H, E])", v: str | None = None, beta: str | None = None, heads: str = "H") -> str:
+    """A spec around a delta rule with one operand of another shape."""
+    lines = (
+        "q = linear(x, D -> [H, E])",
+        f"k = {k}",
+        f"v = {v or f'linear(x, D -> [{heads}, E])'}",
+        f"gate = linear(x, D -> {heads})",
+        f"beta = {beta or f'linear(x, D -> {heads})'}",
+        "x += linear(gated_delta(q, k, v, gate, beta), [{heads}, E] -> D) as out".replace("{heads}", heads),
+    )
+    return model("\n  ".join(lines))
+
+
 def train(body: str, head: str = "train t of m") -> str:
     return model(after=f"{head} {{\n{body}\n}}")
 
@@ -66,6 +79,7 @@ def attention(options: str) -> str:
 EXTERN = 'block mine(x: [B, S, D]) -> [B, S, D] = extern "a:B" {{ {} }}'
 STACK = "block b(x: [B, S, D], inner: F) -> [B, S, D] {\nrepeat 2 layers { x += swiglu(x, inner: F) }\nreturn x\n}"
 LONG = " * ".join(["1e300"] * 9)
+Q = "q = linear(x, D -> [H, E])\n  "
 ROUTED = "score = softmax(linear(x, D -> X))\nchosen = top_k(score, 2)\nw = gather(score, chosen)\n"
 
 WRONG = (
@@ -217,7 +231,14 @@ WRONG = (
     Wrong("DSK0128", "b", "gives back 0 of the 1", block("y = x")),
     Wrong("DSK0129", "b", "gives back the number 3", block("return 3")),
     # --- numbers and words
-    Wrong("DSK0131", "window(0)", "at least 1 position", attention("mask: window(0)")),
+    Wrong("DSK0131", "0", "at least 1 position", attention("mask: window(0)")),
+    Wrong("DSK0131", "2", "`window` of `blocks` is odd", attention("mask: blocks(window: 2)")),
+    Wrong("DSK0131", "0", "`size` of `blocks` is at least 1", attention("mask: blocks(size: 0)")),
+    Wrong("DSK0124", "sise", "`blocks` takes no `sise`", attention("mask: blocks(sise: 8)")),
+    Wrong("DSK0131", "0", "`softcap` is over 0", model(f"{Q}y = attend(q, q, q, softcap: 0)")),
+    Wrong("DSK0201", "x", "a sink for each of `H` heads", model(f"{Q}y = attend(q, q, q, sinks: x)")),
+    Wrong("DSK0201", "x", "selected positions are integers", model(f"{Q}y = attend(q, q, q, select: x)")),
+    Wrong("DSK0201", "tokens", "select positions [B, S, K]", model(f"{Q}y = attend(q, q, q, select: tokens)")),
     Wrong("DSK0131", attention("dropout: 1").splitlines()[7][7:], "from 0 to under 1", attention("dropout: 1")),
     Wrong("DSK0131", "0", "`k` is at least 1", model("y = top_k(x, 0)")),
     Wrong(
@@ -306,6 +327,14 @@ WRONG = (
     Wrong("DSK0201", "x", "this maps `F`, and gets an axis of `D`", model("y = linear(x, F -> D)")),
     Wrong("DSK0201", "x + linear(x, D -> F)", "`D` is not `F`", model("x = x + linear(x, D -> F)")),
     Wrong("DSK0201", "[D, D]", "the parts make `2 * D`", model("a, b = split(x, [D, D])")),
+    Wrong("DSK0201", "D -> [H, E]", "`D` numbers cannot be read as `E * H`", model("y = reshape(x, D -> [H, E])")),
+    Wrong("DSK0201", "x", "are not those before the arrow", model("y = reshape(x, [H, E] -> D)")),
+    Wrong("DSK0131", "0", "`width` is over 0", model("y = conv(x, width: 0)")),
+    Wrong("DSK0201", "p", "none of an input's", model("p = parameter([H, F, E])\n  y = conv(p, width: 4)")),
+    Wrong("DSK0201", "k", "queries are", delta(k="linear(x, D -> [H, 2 * E])")),
+    Wrong("DSK0201", "v", "`gated_delta` needs [B, S, H, F]", delta(v="linear(x, D -> D)")),
+    Wrong("DSK0201", "beta", "one `beta` for each value", delta(beta="linear(x, D -> X)")),
+    Wrong("DSK0209", "gated_delta(q, k, v, gate, beta)", "3 value heads do not divide over 4", delta(heads="3")),
     Wrong(
         "DSK0201",
         "concat(x, linear(x, D -> [H, E]))",

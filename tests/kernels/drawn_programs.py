@@ -20,7 +20,7 @@ from dskc.compiler.ir import Axis, DimInfo, DType, Graph, Op, Region, TensorType
 from dskc.compiler.ops.arrange import Gather
 from dskc.compiler.ops.base import Operation
 from dskc.compiler.ops.elementwise import Activation, Cast, Clamp, Elementwise, Softcap, Softmax
-from dskc.compiler.ops.norm import LayerNorm, RmsNorm
+from dskc.compiler.ops.norm import L2Norm, LayerNorm, RmsNorm
 from dskc.compiler.ops.position import Rope
 from dskc.compiler.ops.quantize import Quantize
 from dskc.compiler.ops.routing import Normalize, TopK
@@ -93,6 +93,7 @@ STEPS: dict[str, Step] = {
     "normalize": lambda p, x, _: p.add(Normalize(), p.add(Activation("sigmoid"), x)),
     "rms_norm": lambda p, x, _: p.add(RmsNorm(1e-6), x, p.input("weight", "D", dtype=DType.PARAMS)),
     "rms_norm of Gemma": lambda p, x, _: p.add(RmsNorm(1e-5, 1.0), x, p.input("weight", "D", dtype=DType.PARAMS)),
+    "l2_norm": lambda p, x, _: p.add(L2Norm(1e-6), x),
     "layer_norm": lambda p, x, _: p.add(
         LayerNorm(1e-5), x, p.input("weight", "D", dtype=DType.PARAMS), p.input("bias", "D", dtype=DType.PARAMS)
     ),

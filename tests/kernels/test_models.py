@@ -34,6 +34,7 @@ NANO = {  # settings that make each shipped spec small enough to interpret
     "deepseek_v2_lite": (*LATENT, "X=8"),
     "deepseek_v3": (*LATENT, "Rq=16", "X=32"),
     "kimi_k2": (*LATENT, "Rq=16", "X=12"),
+    "gated_delta_nano": ("V=97", "D=32", "F=40", "H=4", "G=2", "E=8"),
     "llama2_7b": ("V=97", "D=32", "F=40", "H=4"),
     "llama31_8b": ("V=97", "D=32", "F=40", "H=4", "G=2"),
     "mistral_7b": ("V=97", "D=32", "F=40", "H=4", "G=2"),

@@ -1,4 +1,4 @@
-"""Routers, the balance of their experts and their capacity, against plain PyTorch written from the formulas."""
+"""Routers, the balance of experts and their capacity, against plain PyTorch written from the papers' formulas."""
 
 from __future__ import annotations
 

@@ -245,6 +245,7 @@ VALUE = """c = top_k(softmax(x), 1)
     x += swiglu(rms_norm(x), inner: Fx)"""
 UNALIKE = "x += if i < 1 then swiglu(rms_norm(x), inner: Fx) else swiglu(rms_norm(x), inner: Fx, bias: true)"
 TAKES = "\nblock takes(x: [.., D], f: block) -> [.., D] {\n  return f(x)\n}\n"
+ALONG = "\nblock along(x: [B, S, D]) -> [B, S, D] {\n  return conv(x, width: 3)\n}\n"
 SEES = """
 block sees(x: [B, S, D], heads: H) -> [B, S, D] {
   q = rope(linear(x, D -> [H, D / H]) as q)
@@ -262,6 +263,7 @@ block sees(x: [B, S, D], heads: H) -> [B, S, D] {
         ("rms_norm", "", SWIGLU, "small.dsk has no block `rms_norm`"),
         ("moe", "", SWIGLU, "small.dsk does not call `moe`\nhelp: eject it in the file whose model calls it"),
         ("attention", "", SWIGLU, "decoding keeps k, v of it, and a class of one's own is given no cache"),
+        ("along", ALONG, "x += along(x)", "it carries something along the sequence, and a class of one's own is given"),
         ("moe", "", LOSS, "its loss `balance` has no way out of a class of one's own"),
         ("sees", SEES, "x += sees(x, heads: H)", "it sees tokens from outside"),
         (

@@ -214,7 +214,7 @@ class BalanceBias(nn.Module):
 
 class Capacity(nn.Module):
     """While training, experts take no more choices than `factor` times their even share; how many are dropped of each,
-    and of how many in all, is counted for `train.Dropped`.
+    and of how many in all, is counted for `train/dropped.py`.
     """
 
     dropped: Tensor

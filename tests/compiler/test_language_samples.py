@@ -190,7 +190,7 @@ def test_a_large_model_with_latent_attention_experts_and_a_second_head(folder: P
     assert output.logits.shape == output.next.shape == (2, 11, 96)
     check_decoding(large, tokens_BS)
     losses = check_training(large, tokens_BS)
-    total = losses["next_token_logits"] + 0.3 * losses["next_token_next"] + 1e-4 * losses["balance"]
+    total = losses["next_token"] + 0.3 * losses["next_token_next"] + 1e-4 * losses["balance"]
     torch.testing.assert_close(losses["loss"], total)
     assert (
         "nn.ModuleList([*(SwigluLayer() for _ in range(3)), *(DeepseekMoeLayer() for _ in range(2))])" in large.source

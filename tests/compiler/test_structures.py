@@ -16,7 +16,7 @@ from .test_properties import COUNTED, inputs
 
 HEAD = """dsk 1
 
-use std { attention, swiglu, mlp, moe, gated_delta_net }
+use std { attention, swiglu, mlp, moe, deepseek_moe, deepseek_v2_moe, gated_delta_net }
 
 block residual(x: [B, S, D], f: block) -> [B, S, D] {
   return x + f(rms_norm(x) as norm)
@@ -241,6 +241,17 @@ BODIES = {
           x = scaled(x, by: i + 1)
           x = scaled(x, by: 0.5)
         }""",
+    "experts chosen in groups, with a bias, and with room for some": f"""
+        repeat 2 layers {{
+          {MIX}
+          x += deepseek_moe(rms_norm(x), count: X, inner: F, top: 2, shared: 1, groups: 2, keep_groups: 1, scale: 2)
+        }}
+        x += deepseek_v2_moe(rms_norm(x), count: X, inner: F, top: 2, shared: 1, groups: 2, scale: 2)
+        x += moe(rms_norm(x), count: X, inner: F, top: 2, capacity: 0.5, router_noise: 0.1, z_loss: true)""",
+    "a bias in the model itself": """
+        score  = sigmoid(linear(rms_norm(x), D -> X) as router)
+        chosen = top_k(score, 2, bias: balance_bias(X))
+        x += experts(x, chosen, gather(score, chosen), mlp(inner: F, bias: true), count: X, capacity: 2)""",
     "two kinds of experts": "x += routed(rms_norm(x), count: X, inner: F)",
     "a block in a block in a repeat in a block": f"""
         repeat 2 layers {{

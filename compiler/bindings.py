@@ -19,14 +19,18 @@ def walk(node: s.Node | None) -> Iterator[s.Node]:
     if node is None:
         return
     yield node
+    for child in children(node):
+        yield from walk(child)
+
+
+def children(node: s.Node) -> Iterator[s.Node]:
+    """What stands directly in a node, in order."""
     for name in node.fields:
         child = getattr(node, name)
         if isinstance(child, s.Node):
-            yield from walk(child)
+            yield child
         elif isinstance(child, tuple):
-            for item in child:
-                if isinstance(item, s.Node):
-                    yield from walk(item)
+            yield from (item for item in child if isinstance(item, s.Node))
 
 
 def assigned(node: s.Node) -> list[str]:
@@ -51,6 +55,20 @@ def bound_once(body: s.Body) -> frozenset[str]:
         elif isinstance(node, s.Residual):
             count[node.target.text] += 1
     return frozenset(name for name, times in count.items() if times == 1)
+
+
+def turns(node: s.Node, name: str) -> Iterator[s.Node]:
+    """The largest expressions of numbers, dims and names that use a name: all that a node makes of it."""
+    if not mentions(node, name):
+        return
+    if all(isinstance(inner, _PLAIN) for inner in walk(node)):
+        yield node
+        return
+    for child in children(node):
+        yield from turns(child, name)
+
+
+_PLAIN = (s.Number, s.Boolean, s.Name, s.Path, s.Parenthesized, s.Unary, s.Binary)
 
 
 def mentions(node: s.Node, name: str) -> bool:

@@ -275,6 +275,38 @@ class Evaluator:
                 return None
         return None
 
+    def worth(self, node: s.Node, frame: Frame) -> Fraction | bool | None:
+        """What a plain expression of numbers, dims and names is worth; None where it is not to be told, unreported."""
+        match node:
+            case s.Number() | s.Boolean():
+                return node.value
+            case s.Name():
+                axis = frame.dims.get(node.text)
+                return self.number(Size(axis), frame) if axis is not None else None
+            case s.Path():
+                value = frame.names.get(node.text)
+                return value if isinstance(value, bool) else self.number(value, frame)
+            case s.Parenthesized():
+                return self.worth(node.inner, frame)
+            case s.Unary():
+                inner = self.worth(node.operand, frame)
+                if inner is None or node.operator == "not":
+                    return None if inner is None else not inner
+                return -Fraction(inner)
+            case s.Binary():
+                left, right = self.worth(node.left, frame), self.worth(node.right, frame)
+                if left is None or right is None:
+                    return None
+                if node.operator in ("and", "or"):
+                    return bool(left and right) if node.operator == "and" else bool(left or right)
+                if node.operator in _COMPARE:
+                    return _COMPARE[node.operator](Fraction(left), Fraction(right))
+                try:
+                    return _arithmetic(node.operator, Fraction(left), Fraction(right))
+                except ZeroDivisionError:
+                    return None
+        return None
+
     def condition(self, node: s.Expression, frame: Frame) -> bool | None:
         """Decides a condition at compile time. An optional parameter is true when it was given."""
         value = self.evaluate(node, frame)

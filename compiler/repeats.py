@@ -1,4 +1,8 @@
-"""Groups and repeats: bodies with a path of their own. A repeat whose body does not speak of its index is read once."""
+"""Groups and repeats: bodies with a path of their own.
+
+A repeat's body is read once for each way that its index matters: iterations for which every expression of the index is
+worth the same (`i < 3`, `i % 6 == 5`) are one, and those that turn out the same are one too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Mark
 from dskc.dsl.source import Span
 
-from .bindings import assigned, first_line, mentions
+from .bindings import assigned, first_line, mentions, turns, walk
 from .builder import Builder, NameReserved, NameTaken
 from .equality import region_key
 from .evaluate import Evaluator, describe
@@ -98,12 +102,20 @@ class Repeats:
         return int(number)
 
     def _iterate(self, statement: s.Repeat, path: str, count: int, carried: list[str], frame: Frame) -> None:
-        indexed = statement.index is not None and mentions(statement.body, statement.index.text)
+        index = statement.index.text if statement.index is not None else None
+        said = [o.value for o in frame.shared.overrides if o.kind == "call" and o.path.startswith(f"{_plain(path)}.")]
+        indexed = index is not None and any(mentions(node, index) for node in (statement.body, *said))
+        ways = [way for node in (statement.body, *said) for way in turns(node, index)] if index is not None else []
+        read: dict[tuple[object, ...], int] = {}
         regions: list[Region] = []
         losses: list[dict[str, Value]] = []
         known: dict[object, int] = {}
         variants: list[int] = []
         for i in range(count if indexed else 1):
+            way = self._way(statement, ways, i, frame)
+            if way in read:
+                variants.append(read[way])
+                continue
             region, found = self._iteration(statement, path, i, carried, frame)
             if region is None:
                 return
@@ -113,6 +125,7 @@ class Repeats:
                 regions.append(region)
                 losses.append(found)
             variants.append(known[key])
+            read[way] = known[key]
         if not indexed:
             variants *= count
         names = tuple(sorted({name for found in losses for name in found}))
@@ -125,6 +138,19 @@ class Repeats:
             frame.names[name] = value
         for name, value in zip(names, made[len(carried) :], strict=True):
             frame.builder.add_loss(name, value, statement.span)
+
+    def _way(self, statement: s.Repeat, ways: list[s.Node], i: int, frame: Frame) -> tuple[object, ...]:
+        """What the expressions of the index are worth in iteration i; i itself where one is not to be told."""
+        inner = frame.inside(frame.builder)
+        if statement.index is not None:
+            inner.names[statement.index.text] = Fraction(i)
+        within = set(assigned(statement.body)) | {
+            node.index.text for node in walk(statement.body) if isinstance(node, s.Repeat) and node.index is not None
+        }
+        for name in within:
+            inner.names.pop(name, None)
+        worth = tuple(self.evaluator.worth(way, inner) for way in ways)
+        return (i,) if None in worth else worth
 
     def _iteration(
         self, statement: s.Repeat, path: str, i: int, carried: list[str], frame: Frame
@@ -152,6 +178,10 @@ class Repeats:
                 return None, {}
             results.append(after)
         return builder.region(arguments, tuple(results)), dict(builder.losses)
+
+
+def _plain(path: str) -> str:
+    return path.replace(".*", "")
 
 
 def _with_losses(region: Region, found: dict[str, Value], names: tuple[str, ...], span: Span) -> Region:

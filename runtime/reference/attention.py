@@ -57,10 +57,12 @@ def attention(
         allowed = mask.allowed(queries, keys, q_BSHE.device)
         if allowed.ndim == 3:
             allowed = allowed.unsqueeze(1)  # [B, 1, S, T]; CPU kernels take this and [S, T], but no [1, S, T]
-        if groups != heads:
-            # With a mask tensor, none of CUDA's fused kernels groups heads: the fallback would hold all the scores.
-            k_BTGE = k_BTGE.repeat_interleave(heads // groups, dim=2)
-            v_BTGE = v_BTGE.repeat_interleave(heads // groups, dim=2)
+    if groups != heads and not (is_causal or (dropout and training)) and _few(q_BSHE, k_BTGE, v_BTGE):
+        return _grouped(q_BSHE, k_BTGE, v_BTGE, allowed, scale)
+    if groups != heads and allowed is not None:
+        # With a mask tensor, none of CUDA's fused kernels groups heads: the fallback would hold all the scores.
+        k_BTGE = k_BTGE.repeat_interleave(heads // groups, dim=2)
+        v_BTGE = v_BTGE.repeat_interleave(heads // groups, dim=2)
     o_BHSE = F.scaled_dot_product_attention(
         q_BSHE.transpose(1, 2),
         k_BTGE.transpose(1, 2),
@@ -72,6 +74,27 @@ def attention(
         enable_gqa=k_BTGE.shape[2] != heads,
     )
     return o_BHSE.transpose(1, 2)
+
+
+def _few(q_BSHE: Tensor, k_BTGE: Tensor, v_BTGE: Tensor) -> bool:
+    """Whether so few queries come that a mask for each head is smaller than keys and values for each: in decoding."""
+    if torch.compiler.is_exporting() or any(x.requires_grad for x in (q_BSHE, k_BTGE, v_BTGE)):
+        return False  # a program for other lengths too; training, whose memory is accounted for as it was
+    return q_BSHE.shape[1] < k_BTGE.shape[3] + v_BTGE.shape[3]
+
+
+def _grouped(q_BSHE: Tensor, k_BTGE: Tensor, v_BTGE: Tensor, allowed: Tensor | None, scale: float | None) -> Tensor:
+    """`attention` with the heads of a group as further queries, so that their key and value are not repeated.
+
+    allowed is bool [S, T], [B, 1, S, T], or None for every key.
+    """
+    queries, heads, groups = q_BSHE.shape[1], q_BSHE.shape[2], k_BTGE.shape[2]
+    q_BGRE = q_BSHE.transpose(1, 2).unflatten(1, (groups, -1)).flatten(2, 3)
+    if allowed is not None:
+        allowed = allowed.repeat(*[1] * (allowed.ndim - 2), heads // groups, 1)
+    k_BGTE, v_BGTE = k_BTGE.transpose(1, 2), v_BTGE.transpose(1, 2)
+    o_BGRE = F.scaled_dot_product_attention(q_BGRE, k_BGTE, v_BGTE, attn_mask=allowed, scale=scale)
+    return o_BGRE.unflatten(2, (-1, queries)).flatten(1, 2).transpose(1, 2)
 
 
 def selected(select_BSK: Tensor, keys: int) -> Tensor:

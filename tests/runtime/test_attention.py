@@ -58,6 +58,8 @@ def test_attention_against_plain_softmax(mask: Mask | None, queries: int, heads:
     q, k, v = inputs(queries, 9, heads, groups, value=value)
     allowed = None if mask is None else mask.allowed(queries, 9, torch.device("cpu"))
     ours, theirs = attention(q, k, v, mask), plain(q, k, v, allowed)
+    with torch.no_grad():  # where few queries come, the heads of a group are taken as further ones
+        torch.testing.assert_close(attention(q, k, v, mask), theirs, rtol=1e-12, atol=1e-12)
     assert ours.shape == (2, queries, heads, value)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     direction = torch.randn_like(ours)
@@ -215,6 +217,17 @@ def test_dropout_acts_on_probabilities_and_only_while_training() -> None:
     exact = attention(q, k, v, None)
     assert 0.3 < (kept == 0).double().mean().item() < 0.7
     torch.testing.assert_close(kept[kept != 0], 2 * exact[kept != 0])
+
+
+@pytest.mark.parametrize("mask", [causal, causal & window(300)])
+def test_decoding_does_not_repeat_the_keys_of_a_group(mask: Mask) -> None:
+    """One key head for 16: a tensor as large as all their keys or values would be 16 times the larger of these."""
+    q, k, v = (x.detach() for x in inputs(2, 400, 16, 1, width=64, value=48))
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
+        attention(q, k, v, mask)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < 4 * k.numel() * k.element_size()
+    attention(q.requires_grad_(), k, v, mask)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:

@@ -13,6 +13,7 @@ from dskc.dsl.source import Span
 
 from .ir import Graph, Op, Region
 from .ops.attend import Attend
+from .ops.elementwise import Softcap
 from .ops.experts import Experts
 from .ops.linear import Embed
 from .ops.norm import RmsNorm
@@ -79,7 +80,11 @@ def _of(op: Op, graph: Graph) -> Iterator[tuple[str, float]]:
         case Experts(count=count):
             for key in ("num_experts", "num_local_experts", "n_routed_experts"):
                 yield key, size(count.size)
-        case Attend(mask=mask):
+        case Softcap(cap=cap):
+            yield "final_logit_softcapping", cap
+        case Attend(mask=mask, softcap=softcap):
+            if softcap is not None:
+                yield "attn_logit_softcapping", softcap
             q, k, v = (value.type for value in op.operands[:3])
             yield "num_attention_heads", size(q.axes[2].size)
             yield "num_key_value_heads", size(k.axes[2].size)

@@ -252,7 +252,7 @@ def test_configuration_that_contradicts_the_spec(config: str, said: str, spec: P
 def test_configuration_that_agrees(spec: Path, out: Path, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, weights())
     (folder / "config.json").write_text(
-        '{"rms_norm_eps": 9.999999974752427e-07, "rope_theta": 10000, "vocab_size": 300, "sliding_window": null, "use_cache": true}'
+        '{"rms_norm_eps": 9.999999974752427e-07, "rope_theta": 10000, "vocab_size": 300, "sliding_window": null}'
     )
     assert dskc("import", spec, folder, "-o", out).exit_code == 0
 

@@ -61,7 +61,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(small: Small, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(small, "--data", text, "--steps", 4, "--out", out, "--save-every", 2)
+    train(small, "--data", text, "--steps", 3, "--out", out, "--save-every", 2)  # oddly many steps up and down are not 0
     return out
 
 
@@ -82,14 +82,14 @@ def test_the_bias_moves_with_each_step(whole: Path, small: Small) -> None:
     found = state(whole)
     for name in BIASES:
         steps = found[name] / 0.25
-        assert torch.equal(steps, steps.round()) and 0 < steps.abs().max() <= 4, "as many steps as were made"
+        assert torch.equal(steps, steps.round()) and 0 < steps.abs().max() <= 3, "as many steps as were made"
     assert "balance = optim.Balance(model, speed=0.25)" in (small.folder / "train.py").read_text(encoding="utf-8")
 
 
 def test_a_resumed_run_goes_on_with_bias_and_losses(whole: Path, small: Small, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)
-    shutil.rmtree(broken / "checkpoints" / "step-00000004")  # as if it had been killed before
+    shutil.rmtree(broken / "checkpoints" / "step-00000003")  # as if it had been killed before
     before = torch.zeros(8)
     read_checkpoint(broken / "checkpoints" / "step-00000002", {"model": _only(broken, before)})
     train(small, "--out", broken, "--resume")

@@ -183,7 +183,7 @@ WRONG = (
     ),
     Wrong("DSK0121", "b(x)", "b -> b", block("return b(x)")),
     Wrong("DSK0122", "inner: D", "`inner` is given twice", model("x = swiglu(x, inner: F, inner: D)")),
-    Wrong("DSK0123", "3", "it is swiglu(x, inner, bias?)", model("x = swiglu(x, F, false, 3)")),
+    Wrong("DSK0123", "4", "it is swiglu(x, inner, bias?, limit?)", model("x = swiglu(x, F, false, 3, 4)")),
     Wrong("DSK0123", "D -> F", "takes no `->` here", model("x = swiglu(x, D -> F)")),
     Wrong("DSK0124", "iner", "did you mean `inner`?", model("x = swiglu(x, iner: F)")),
     Wrong("DSK0125", "swiglu(x)", "also needs `inner`", model("x = swiglu(x)")),

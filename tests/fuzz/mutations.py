@@ -16,7 +16,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SILENT = ("NEWLINE", "COMMENT", "DOC")
 _WORDS = ("NAME", "DIM")
 SHORTEST = 3  # letters of a word that is misspelt: of two, half may be wrong
-KINDS = {"misspell": 40, "delete": 15, "duplicate": 10, "swap": 10, "bytes": 14, "nesting": 10, "size": 1}
+KINDS = {"misspell": 40, "delete": 15, "duplicate": 10, "swap": 10, "bytes": 14, "nesting": 9, "size": 2}
 SINGLE = ("misspell", "delete", "duplicate", "swap")  # one token is wrong, so there is one cause
 
 

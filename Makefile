@@ -29,7 +29,7 @@ example: $(VENV)/installed
 	$(BIN)/python examples/adaptive/run.py
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not exhaustive and not gpu" --durations=10
+	$(BIN)/python -m pytest -m "not exhaustive and not gpu" --durations=10 -n 2
 
 test-all: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not gpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,8 @@ from dskc.dsl.dims import DimSizeError
 from dskc.dsl.source import Source, read_source
 
 from .ir import Graph
-from .passes.absorb import absorb
-from .passes.canonicalize import canonicalize
 from .passes.expand import expand
-from .passes.fuse import fuse
 from .passes.infer import infer
-from .passes.precision import precision
 from .passes.recipes import Recipes, recipes
 from .passes.resolve import resolve
 from .program import ModelSource, Program
@@ -33,13 +30,10 @@ class Compiled:
     problems: Diagnostics = field(default_factory=Diagnostics)
 
 
-GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
-    ("precision", precision),
-    ("canonicalize", canonicalize),
-    ("fuse", fuse),
-)
-SERVING_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (("absorb", absorb),)  # `emit/serve.py` runs them
-PASS_NAMES = ("expand", "infer", *(name for name, _ in (*GRAPH_PASSES, *SERVING_PASSES)))
+# Behind `infer`, each in a file of its name, which a check does not load.
+GRAPH_PASSES = ("precision", "canonicalize", "fuse")
+SERVING_PASSES = ("absorb",)  # `emit/serve.py` runs them
+PASS_NAMES = ("expand", "infer", *GRAPH_PASSES, *SERVING_PASSES)
 
 
 def check(path: Path, settings: tuple[str, ...] = (), source: Source | None = None) -> Compiled:
@@ -76,8 +70,8 @@ def lower(graph: Graph, after: str | None = None) -> Graph:
     """A checked graph through the remaining passes, verified after each; `after` stops behind the pass of that name."""
     if after in ("expand", "infer"):
         return graph
-    serving = SERVING_PASSES if after in [name for name, _ in SERVING_PASSES] else ()
-    for name, run in (*GRAPH_PASSES, *serving):
+    for name in (*GRAPH_PASSES, *(SERVING_PASSES if after in SERVING_PASSES else ())):
+        run: Callable[[Graph], Graph] = getattr(importlib.import_module(f".passes.{name}", __package__), name)
         graph = run(graph)
         verify(graph)
         if name == after:

@@ -106,13 +106,14 @@ class Repeats:
         said = [o.value for o in frame.shared.overrides if o.kind == "call" and o.path.startswith(f"{_plain(path)}.")]
         indexed = index is not None and any(mentions(node, index) for node in (statement.body, *said))
         ways = [way for node in (statement.body, *said) for way in turns(node, index)] if index is not None else []
+        bound = self._bound(statement.body) if ways else frozenset()
         read: dict[tuple[object, ...], int] = {}
         regions: list[Region] = []
         losses: list[dict[str, Value]] = []
         known: dict[object, int] = {}
         variants: list[int] = []
         for i in range(count if indexed else 1):
-            way = self._way(statement, ways, i, frame)
+            way = self._way(index, ways, bound, i, frame)
             if way in read:
                 variants.append(read[way])
                 continue
@@ -139,16 +140,21 @@ class Repeats:
         for name, value in zip(names, made[len(carried) :], strict=True):
             frame.builder.add_loss(name, value, statement.span)
 
-    def _way(self, statement: s.Repeat, ways: list[s.Node], i: int, frame: Frame) -> tuple[object, ...]:
+    @staticmethod
+    def _bound(body: s.Body) -> frozenset[str]:
+        """What a body binds: values, and the indices of repeats in it."""
+        inner = (node.index for node in walk(body) if isinstance(node, s.Repeat))
+        return frozenset(assigned(body)) | {index.text for index in inner if index is not None}
+
+    def _way(
+        self, index: str | None, ways: list[s.Node], bound: frozenset[str], i: int, frame: Frame
+    ) -> tuple[object, ...]:
         """What the expressions of the index are worth in iteration i; i itself where one is not to be told."""
         inner = frame.inside(frame.builder)
-        if statement.index is not None:
-            inner.names[statement.index.text] = Fraction(i)
-        within = set(assigned(statement.body)) | {
-            node.index.text for node in walk(statement.body) if isinstance(node, s.Repeat) and node.index is not None
-        }
-        for name in within:
+        for name in bound:
             inner.names.pop(name, None)
+        if index is not None:
+            inner.names[index] = Fraction(i)
         worth = tuple(self.evaluator.worth(way, inner) for way in ways)
         return (i,) if None in worth else worth
 

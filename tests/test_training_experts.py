@@ -61,7 +61,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(small: Small, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(small, "--data", text, "--steps", 3, "--out", out, "--save-every", 2)  # oddly many steps up and down are not 0
+    train(
+        small, "--data", text, "--steps", 3, "--out", out, "--save-every", 2
+    )  # oddly many steps up and down are not 0
     return out
 
 

@@ -57,15 +57,9 @@ def bound_once(body: s.Body) -> frozenset[str]:
     return frozenset(name for name, times in count.items() if times == 1)
 
 
-def turns(node: s.Node, name: str) -> Iterator[s.Node]:
-    """The largest expressions of numbers, dims and names that use a name: all that a node makes of it."""
-    if not mentions(node, name):
-        return
-    if all(isinstance(inner, _PLAIN) for inner in walk(node)):
-        yield node
-        return
-    for child in children(node):
-        yield from turns(child, name)
+def is_plain(node: s.Node) -> bool:
+    """Whether an expression is of numbers, dims and names alone."""
+    return all(isinstance(inner, _PLAIN) for inner in walk(node))
 
 
 _PLAIN = (s.Number, s.Boolean, s.Name, s.Path, s.Parenthesized, s.Unary, s.Binary)

@@ -6,14 +6,14 @@ worth the same (`i < 3`, `i % 6 == 5`) are one, and those that turn out the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Mark
 from dskc.dsl.source import Span
 
-from .bindings import assigned, first_line, mentions, turns, walk
+from .bindings import assigned, children, first_line, is_plain, mentions, walk
 from .builder import Builder, NameReserved, NameTaken
 from .equality import region_key
 from .evaluate import Evaluator, describe
@@ -105,15 +105,14 @@ class Repeats:
         index = statement.index.text if statement.index is not None else None
         said = [o.value for o in frame.shared.overrides if o.kind == "call" and o.path.startswith(f"{_plain(path)}.")]
         indexed = index is not None and any(mentions(node, index) for node in (statement.body, *said))
-        ways = [way for node in (statement.body, *said) for way in turns(node, index)] if index is not None else []
-        bound = self._bound(statement.body) if ways else frozenset()
+        bound = self._bound(statement.body) if indexed else frozenset()
         read: dict[tuple[object, ...], int] = {}
         regions: list[Region] = []
         losses: list[dict[str, Value]] = []
         known: dict[object, int] = {}
         variants: list[int] = []
         for i in range(count if indexed else 1):
-            way = self._way(index, ways, bound, i, frame)
+            way = self._way(index, (statement.body, *said), bound, i, frame)
             if way in read:
                 variants.append(read[way])
                 continue
@@ -147,16 +146,33 @@ class Repeats:
         return frozenset(assigned(body)) | {index.text for index in inner if index is not None}
 
     def _way(
-        self, index: str | None, ways: list[s.Node], bound: frozenset[str], i: int, frame: Frame
+        self, index: str | None, nodes: tuple[s.Node, ...], bound: frozenset[str], i: int, frame: Frame
     ) -> tuple[object, ...]:
         """What the expressions of the index are worth in iteration i; i itself where one is not to be told."""
+        if index is None:
+            return ()
         inner = frame.inside(frame.builder)
         for name in bound:
             inner.names.pop(name, None)
-        if index is not None:
-            inner.names[index] = Fraction(i)
-        worth = tuple(self.evaluator.worth(way, inner) for way in ways)
+        inner.names[index] = Fraction(i)
+        worth = tuple(value for node in nodes for value in self._matters(node, index, inner))
         return (i,) if None in worth else worth
+
+    def _matters(self, node: s.Node, index: str, frame: Frame) -> Iterator[Fraction | bool | None]:
+        """What a node makes of the index: the worth of its largest plain expressions, of branches the one taken."""
+        if not mentions(node, index):
+            return
+        if is_plain(node):
+            yield self.evaluator.worth(node, frame)
+        elif isinstance(node, s.Conditional | s.If) and is_plain(node.condition):
+            holds = self.evaluator.worth(node.condition, frame)
+            yield holds
+            taken = node.then if holds else node.otherwise
+            if taken is not None:
+                yield from self._matters(taken, index, frame)
+        else:
+            for child in children(node):
+                yield from self._matters(child, index, frame)
 
     def _iteration(
         self, statement: s.Repeat, path: str, i: int, carried: list[str], frame: Frame

@@ -86,18 +86,20 @@ def stop_on(problems: Diagnostics) -> None:
 
 def report(problems: Diagnostics, style: str, otherwise: str) -> None:
     """Prints problems as `style` says; `otherwise` where there are none."""
+    if style == "text" and not len(problems):
+        if otherwise:
+            click.echo(otherwise)
+        return
     from dskc.dsl.render import render, to_github, to_json
 
     if style == "json":
         click.echo(to_json(problems))
     elif style == "github":
         click.echo(to_github(problems), nl=False)
-    elif len(problems):
+    else:
         click.echo(render(problems, color=sys.stderr.isatty()), err=True)
         count = len(problems)
         click.echo(f"\n{count} problem{'s' * (count != 1)}", err=True)
-    elif otherwise:
-        click.echo(otherwise)
 
 
 @contextmanager

@@ -23,14 +23,14 @@ from ..requirements import Requirement, check_requirements
 def infer(graph: Graph, requirements: list[Requirement], problems: Diagnostics) -> Graph | None:
     """Checks all sizes with the model's numbers; the graph itself stays symbolic. None when one is unknown."""
     known = graph.sizes
-    reported: set[str] = set()
+    settled: set[Dim] = set()
     before = len(problems)
     complete = True
     for op, at in _placed(graph.body):
         found = Diagnostics()
         for value in () if isinstance(op.attributes, RopeTable) else op.results:  # that one has a rule of its own
             for axis in value.type.axes:
-                _whole(axis.size, known, op.span, found, reported)
+                _whole(axis.size, known, op.span, found, settled)
         _extra(op, known, found)
         complete = complete and all(diagnostic.code != "DSK0214" for diagnostic in found)
         problems.extend(_moved(diagnostic, at) for diagnostic in found)
@@ -57,13 +57,14 @@ def _moved(found: Diagnostic, at: Span) -> Diagnostic:
     return replace(found, span=first, notes=(*found.notes, ("note", f"in {inner}")))
 
 
-def _whole(size: Dim, known: dict[str, int], span: Span, problems: Diagnostics, reported: set[str]) -> None:
-    if not size.symbols() <= known.keys() or str(size) in reported:
+def _whole(size: Dim, known: dict[str, int], span: Span, problems: Diagnostics, settled: set[Dim]) -> None:
+    """Reports a size that is no whole number from 1; each size once."""
+    if size in settled or not size.symbols() <= known.keys():
         return
+    settled.add(size)
     value = size.evaluate(known)
     if value.denominator == 1 and value >= 1:
         return
-    reported.add(str(size))
     values = ", ".join(f"{name} = {show_number(known[name])}" for name in sorted(size.symbols()))
     title = f"`{size}` is {show_number(value)}, and a size is a whole number from 1"
     problems.add(Diagnostic("DSK0208", title, span, notes=(("note", values),) if values else ()))

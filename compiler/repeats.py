@@ -7,6 +7,7 @@ worth the same (`i < 3`, `i % 6 == 5`) are one, and those that turn out the same
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 from dskc.dsl import syntax as s
@@ -23,6 +24,28 @@ from .ops.structure import Block, Constant, Repeat
 from .values import POISON, BlockValue, Poison
 
 MAX_REPEAT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """Where a body speaks of an index: in a plain expression, in the branches of a plain condition, or further in."""
+
+    plain: s.Node | None = None
+    condition: s.Node | None = None
+    then: tuple[_Use, ...] = ()
+    otherwise: tuple[_Use, ...] = ()
+    within: tuple[_Use, ...] = ()
+
+
+def _uses(node: s.Node | None, index: str) -> tuple[_Use, ...]:
+    """The uses of an index in a node: none or one."""
+    if node is None or not mentions(node, index):
+        return ()
+    if is_plain(node):
+        return (_Use(plain=node),)
+    if isinstance(node, s.Conditional | s.If) and is_plain(node.condition):
+        return (_Use(None, node.condition, _uses(node.then, index), _uses(node.otherwise, index)),)
+    return (_Use(within=tuple(use for child in children(node) for use in _uses(child, index))),)
 
 
 class Repeats:
@@ -106,13 +129,14 @@ class Repeats:
         said = [o.value for o in frame.shared.overrides if o.kind == "call" and o.path.startswith(f"{_plain(path)}.")]
         indexed = index is not None and any(mentions(node, index) for node in (statement.body, *said))
         bound = self._bound(statement.body) if indexed else frozenset()
+        uses = [use for node in (statement.body, *said) for use in _uses(node, index)] if index is not None else []
         read: dict[tuple[object, ...], int] = {}
         regions: list[Region] = []
         losses: list[dict[str, Value]] = []
         known: dict[object, int] = {}
         variants: list[int] = []
         for i in range(count if indexed else 1):
-            way = self._way(index, (statement.body, *said), bound, i, frame)
+            way = self._way(index, uses, bound, i, frame)
             if way in read:
                 variants.append(read[way])
                 continue
@@ -146,7 +170,7 @@ class Repeats:
         return frozenset(assigned(body)) | {index.text for index in inner if index is not None}
 
     def _way(
-        self, index: str | None, nodes: tuple[s.Node, ...], bound: frozenset[str], i: int, frame: Frame
+        self, index: str | None, nodes: list[_Use], bound: frozenset[str], i: int, frame: Frame
     ) -> tuple[object, ...]:
         """What the expressions of the index are worth in iteration i; i itself where one is not to be told."""
         if index is None:
@@ -155,24 +179,21 @@ class Repeats:
         for name in bound:
             inner.names.pop(name, None)
         inner.names[index] = Fraction(i)
-        worth = tuple(value for node in nodes for value in self._matters(node, index, inner))
+        worth = tuple(value for node in nodes for value in self._matters(node, inner))
         return (i,) if None in worth else worth
 
-    def _matters(self, node: s.Node, index: str, frame: Frame) -> Iterator[Fraction | bool | None]:
+    def _matters(self, node: _Use, frame: Frame) -> Iterator[Fraction | bool | None]:
         """What a node makes of the index: the worth of its largest plain expressions, of branches the one taken."""
-        if not mentions(node, index):
+        if node.plain is not None:
+            yield self.evaluator.worth(node.plain, frame)
             return
-        if is_plain(node):
-            yield self.evaluator.worth(node, frame)
-        elif isinstance(node, s.Conditional | s.If) and is_plain(node.condition):
+        taken = node.within
+        if node.condition is not None:
             holds = self.evaluator.worth(node.condition, frame)
             yield holds
             taken = node.then if holds else node.otherwise
-            if taken is not None:
-                yield from self._matters(taken, index, frame)
-        else:
-            for child in children(node):
-                yield from self._matters(child, index, frame)
+        for inner in taken:
+            yield from self._matters(inner, frame)
 
     def _iteration(
         self, statement: s.Repeat, path: str, i: int, carried: list[str], frame: Frame

@@ -100,6 +100,7 @@ class Machine:
         self.states = tables.states
         self.rules = tables.rules
         self.end = tables.end
+        self.passed = [_passed(rule) for rule in tables.rules]  # what a rule makes of one symbol that it only passes on
         self.builder = builder
         self.state_stack = [tables.start]
         self.value_stack: list[object] = []
@@ -109,16 +110,21 @@ class Machine:
         before = self.state_stack  # what is reduced on the way to an error may hide what would have fitted
         if len(before) < DEEP:
             before = before.copy()
+        states, stack, kind = self.states, self.state_stack, token.type
         while True:
-            action = self.states[self.state_stack[-1]].get(token.type)
+            action = states[stack[-1]].get(kind)
             if action is None:
                 raise UnexpectedToken(token, accepted(self.tables, before))
             if action >= 0:
-                self.state_stack.append(action)
+                stack.append(action)
                 self.value_stack.append(token)
                 return None
-            self._reduce(self.rules[-1 - action])
-            if is_end and self.state_stack[-1] == self.end:
+            origin = self.passed[-1 - action]
+            if origin is not None:  # most of all reductions: an operand on its way through the levels of operators
+                stack[-1] = states[stack[-2]][origin]
+            else:
+                self._reduce(self.rules[-1 - action])
+            if is_end and stack[-1] == self.end:
                 return self.value_stack[-1]
 
     def _reduce(self, rule: Rule) -> None:
@@ -149,6 +155,12 @@ class Machine:
             value = build(children)
         self.state_stack.append(self.states[self.state_stack[-1]][origin])
         self.value_stack.append(value)
+
+
+def _passed(rule: Rule) -> str | None:
+    """The symbol that a rule reduces to, where it passes on its only one as it is."""
+    origin, _, size, taken, absent_behind, passes_single = rule
+    return origin if passes_single and size == 1 and taken == ((0, False, 0),) and not absent_behind else None
 
 
 def load_tables(grammar: Path, folder: Path) -> Tables:

@@ -21,6 +21,8 @@ from dskc.runtime.spec_module import SpecModule
 from .small_models import Small, compiled
 from .test_properties import kept_bytes
 
+pytestmark = pytest.mark.slow  # together half a minute
+
 D, H, E, X = 12, 3, 4, 5
 BODIES = {
     "embedding": "y = dynamic_embedding(x, embed(part_ids([S]), 1 -> D) as kind, inner: 5, context: 3) as it",

@@ -23,6 +23,8 @@ from dskc.runtime.spec_module import SpecModule
 from .small_models import Small, compiled
 from .test_properties import COUNTED, kept_bytes
 
+pytestmark = pytest.mark.slow  # together half a minute
+
 SPECS = Path(__file__).parents[2] / "specs"
 OWN = """dsk 1
 

@@ -96,7 +96,7 @@ class Repeats:
 
     def repeat(self, statement: s.Repeat, frame: Frame) -> None:
         path = frame.builder.join(statement.name.text)
-        count = self._count(statement, path.replace(".*", ""), frame)
+        count = self._count(statement, _plain(path), frame)
         carried = [n for n in assigned(statement.body) if isinstance(frame.names.get(n), Value)]
         if count is None:
             for name in carried:
@@ -127,9 +127,9 @@ class Repeats:
     def _iterate(self, statement: s.Repeat, path: str, count: int, carried: list[str], frame: Frame) -> None:
         index = statement.index.text if statement.index is not None else None
         said = [o.value for o in frame.shared.overrides if o.kind == "call" and o.path.startswith(f"{_plain(path)}.")]
-        indexed = index is not None and any(mentions(node, index) for node in (statement.body, *said))
-        bound = self._bound(statement.body) if indexed else frozenset()
         uses = [use for node in (statement.body, *said) for use in _uses(node, index)] if index is not None else []
+        indexed = bool(uses)
+        bound = self._bound(statement.body) if indexed else frozenset()
         read: dict[tuple[object, ...], int] = {}
         regions: list[Region] = []
         losses: list[dict[str, Value]] = []

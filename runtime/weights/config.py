@@ -13,7 +13,6 @@ CONFIG = "config.json"
 ALIASES = {
     "rope_local_base_freq": "rope_theta",
     "n_head": "num_attention_heads",
-    "layer_norm_epsilon": "layer_norm_eps",
 }
 NESTED = (
     "rope_parameters",

@@ -46,6 +46,8 @@ def parameters(graph: Graph) -> list[ParameterInfo]:
     """Every tensor of the state dict in the order of the graph; weights that are used twice are there once."""
     seen: set[str] = set()
     found: list[ParameterInfo] = []
+    shapes: dict[int, tuple[int, ...]] = {}  # of a weight, by its id: layers that are alike have the very same ones
+    sizes = graph.sizes
     for op, indices in _weights(graph.body, ()):
         attributes = op.attributes
         assert isinstance(attributes, Weights)
@@ -56,7 +58,10 @@ def parameters(graph: Graph) -> list[ParameterInfo]:
             name = _fill(pattern, indices)
             if name not in seen:
                 seen.add(name)
-                shape = tuple(int(axis.size.evaluate(graph.sizes)) for axis in weight.type.axes)
+                shape = shapes.get(id(weight))
+                if shape is None:
+                    shape = tuple(int(axis.size.evaluate(sizes)) for axis in weight.type.axes)
+                    shapes[id(weight)] = shape
                 found.append(ParameterInfo(name, pattern, shape, weight))
     return found
 

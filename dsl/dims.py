@@ -218,7 +218,7 @@ class Dim:
 
     def evaluate(self, values: Mapping[str, int]) -> Fraction:
         """The exact value. Raises MissingDimError for a symbol without one, DimDivisionError, DimSizeError."""
-        whole, fractions = 0, Fraction(0)
+        whole, fractions = 0, _NOUGHT
         for monomial, coefficient in self._terms.items():
             product: Coefficient = coefficient
             divisor: Coefficient = 1
@@ -235,7 +235,7 @@ class Dim:
             else:
                 whole += product
             check_bits(product, divisor)
-        return fractions + whole
+        return fractions + whole if fractions else Fraction(whole)
 
     # --- text
 
@@ -477,5 +477,6 @@ def _factor(dim: Dim) -> str:
 
 
 _ZERO = _make({})
+_NOUGHT = Fraction(0)
 _small = tuple(_make({(): value} if value else {}) for value in range(257))
 _symbols: dict[str, Dim] = {}

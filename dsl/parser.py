@@ -13,6 +13,7 @@ from pathlib import Path
 from . import syntax as s
 from .diagnostics import Diagnostic, Diagnostics
 from .doubt import doubted, imports_in_doubt
+from .kept import keep_tree, kept_tree
 from .layout import ITEM_KEYWORDS, Layout
 from .source import Source, Span
 from .tables import Machine, Tables, UnexpectedToken, load_tables
@@ -31,7 +32,7 @@ _ENDERS = {"RPAR", "RSQB", "RBRACE"}
 
 
 def cache_folder() -> Path:
-    """Where parse tables are kept between runs: DSKC_CACHE, XDG_CACHE_HOME, or the user's cache folder."""
+    """Where parse tables and trees are kept between runs: DSKC_CACHE, XDG_CACHE_HOME, or the user's cache folder."""
     chosen = os.environ.get("DSKC_CACHE")
     base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dskc"
     try:
@@ -57,6 +58,23 @@ def tokenize(text: str) -> list[Token]:
 
 def parse(source: Source, problems: Diagnostics) -> s.File:
     """The syntax tree of `source`. What cannot be read is reported and stands in the tree as `Bad`."""
+    if source.library:
+        return _library_tree(source, problems)
+    return _read(source, problems)
+
+
+def _library_tree(source: Source, problems: Diagnostics) -> s.File:
+    folder = cache_folder()
+    tree = kept_tree(source, folder)
+    if tree is None:
+        before = len(problems)
+        tree = _read(source, problems)
+        if tree.complete and len(problems) == before:
+            keep_tree(tree, folder)
+    return tree
+
+
+def _read(source: Source, problems: Diagnostics) -> s.File:
     tables, _ = _machinery()
     tokens = list(islice(tables.tokens(source.text), MAX_TOKENS + 1))
     if len(tokens) > MAX_TOKENS:

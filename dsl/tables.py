@@ -172,12 +172,12 @@ def load_tables(grammar: Path, folder: Path) -> Tables:
         plain = marshal.loads(kept.read_bytes())
     except (OSError, EOFError, ValueError, TypeError):
         plain = build_tables(text)
-        _keep(kept, marshal.dumps(plain))
+        keep(kept, marshal.dumps(plain))
     pattern, keywords, ignored, states, rules, start, end = plain
     return Tables(re.compile(pattern), keywords, frozenset(ignored), tuple(states), tuple(rules), start, end)
 
 
-def _keep(path: Path, data: bytes) -> None:
+def keep(path: Path, data: bytes) -> None:
     """Writes the file whole, or leaves it: without it, tables are built again next time."""
     try:
         handle, partial = tempfile.mkstemp(dir=path.parent)

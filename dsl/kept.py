@@ -12,6 +12,7 @@ import sys
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from . import syntax as s
 from .source import Source, Span
@@ -62,8 +63,9 @@ def _plain(value: object) -> object:
     return value
 
 
-def _node(plain: tuple, source: Source) -> s.Node:
-    made: s.Node = object.__new__(node := _CLASSES[plain[0]])
+def _node(plain: tuple, source: Source) -> Any:
+    node = _CLASSES[plain[0]]
+    made = object.__new__(node)
     told = made.__dict__
     told["span"] = Span(source, plain[1], plain[2])
     for name, value in zip(node.fields[1:], plain[3:], strict=True):

@@ -1,0 +1,259 @@
+"""Which of several ways to do an operation is taken: what was measured on this GPU, else what is recorded for GPUs of
+its kind, else the first that can.
+
+A call that has a choice goes through `run_best`. Within `tuning()` it first times every way on the tensors of the call,
+so that running a model once tunes it, at the shapes that it has. What was measured is kept in the user's cache folder
+by GPU and versions; `recorded/` holds what was measured on the GPUs that figures are published for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ..problem import Problem
+
+Key = tuple[int | str | bool | float | None, ...]
+Result = TypeVar("Result")
+RECORDED = Path(__file__).parent / "recorded"
+ROUNDS, LONGEST = 20, 0.15  # timed runs of one way: as many, or as fit into so many seconds
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do an operation. `name` says it in full, tile and all: two ways of an operation differ in it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Tile(Way):
+    """A Triton kernel's block sizes by parameter name, warps of a program, and stages of its pipeline."""
+
+    blocks: tuple[tuple[str, int], ...] = ()
+    warps: int = 4
+    stages: int = 2
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch is given by name."""
+        return {**dict(self.blocks), "num_warps": self.warps, "num_stages": self.stages}
+
+    def __getitem__(self, block: str) -> int:
+        return dict(self.blocks)[block]
+
+
+def tile(warps: int, stages: int, **blocks: int) -> Tile:
+    """`tile(4, 3, BLOCK_M=128, BLOCK_N=64)` is called `triton 128x64 w4 s3`."""
+    return Tile(
+        f"triton {'x'.join(map(str, blocks.values()))} w{warps} s{stages}", tuple(blocks.items()), warps, stages
+    )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one way took: milliseconds, the median of its runs; None where it could not run, for `reason`."""
+
+    operation: str
+    key: Key
+    way: str
+    median: float | None
+    reason: str = ""
+
+
+@dataclass
+class _State:
+    chosen: dict[tuple[str, Key], str] = field(default_factory=dict)  # of this process
+    failed: set[tuple[str, Key, str]] = field(default_factory=set)
+    listener: Callable[[Timing], None] | None = None  # while tuning
+    measured: set[tuple[str, Key]] = field(default_factory=set)  # by this `tuning()`
+
+
+_state = _State()
+
+
+def run_best(operation: str, key: Key, ways: Sequence[Way], run: Callable[[Way], Result]) -> Result:
+    """`run(way)` of the best of `ways`, which are those that fit the call, the likeliest first.
+
+    operation: "attention.forward". key: what the choice may depend on, shapes and dtype and options. A way that needs
+    more shared memory or registers than there are is passed over, and remembered. Raises the last such error when none
+    can run.
+    """
+    if _state.listener is not None and (operation, key) not in _state.measured:
+        _measure(operation, key, ways, run, _state.listener)
+    last: Exception | None = None
+    for way in _in_order(operation, key, ways):
+        try:
+            made = run(way)
+        except Exception as error:
+            if not _too_large(error):
+                raise
+            last = error
+            _state.failed.add((operation, key, way.name))
+            continue
+        _state.chosen[operation, key] = way.name
+        return made
+    raise last or Problem(f"no way of {operation} fits {key}")
+
+
+def chosen(operation: str, key: Key, ways: Sequence[Way]) -> Way:
+    """The way that `run_best` tries first."""
+    return _in_order(operation, key, ways)[0]
+
+
+@contextmanager
+def tuning(listener: Callable[[Timing], None]) -> Iterator[None]:
+    """Times every way of each operation called within, once for each key; each timing goes to `listener`."""
+    assert _state.listener is None, "already tuning"
+    _state.listener, _state.measured = listener, set()
+    try:
+        yield
+    finally:
+        _state.listener = None
+
+
+def choices() -> dict[tuple[str, Key], str]:
+    """What this process has chosen so far, by operation and key."""
+    return dict(_state.chosen)
+
+
+def forget() -> None:
+    """Chooses anew from here on, from what is kept and recorded."""
+    _state.chosen.clear()
+    _state.failed.clear()
+    _known.cache_clear()
+
+
+# --- measuring
+
+
+def _measure(
+    operation: str, key: Key, ways: Sequence[Way], run: Callable[[Way], object], listener: Callable[[Timing], None]
+) -> None:
+    _state.measured.add((operation, key))
+    timings: list[Timing] = []
+    for way in ways:
+        try:
+            timing = Timing(operation, key, way.name, _milliseconds(partial(run, way)))
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            timing = Timing(operation, key, way.name, None, f"{type(error).__name__}: {reason}")
+            _state.failed.add((operation, key, way.name))
+        timings.append(timing)
+        listener(timing)
+    ran = [(t.median, t.way) for t in timings if t.median is not None]
+    if ran:
+        _state.chosen[operation, key] = min(ran)[1]
+        _keep(operation, key, min(ran)[1])
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    """The median of several runs on the GPU, the cache emptied before each; on a CPU, of one by the clock."""
+    if not torch.cuda.is_available():
+        import time
+
+        began = time.perf_counter()
+        run()
+        return (time.perf_counter() - began) * 1e3
+    run()
+    torch.cuda.synchronize()
+    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    times: list[float] = []
+    spent = 0.0
+    while len(times) < ROUNDS and (spent < LONGEST * 1e3 or len(times) < 3):
+        flush.zero_()
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        run()
+        after.record()
+        after.synchronize()
+        times.append(before.elapsed_time(after))
+        spent += times[-1]
+    return statistics.median(times)
+
+
+def _too_large(error: Exception) -> bool:
+    """Whether a kernel asked for more than a GPU of this kind has for one program."""
+    return type(error).__name__ in ("OutOfResources", "PTXASError")
+
+
+# --- what is known
+
+
+def _in_order(operation: str, key: Key, ways: Sequence[Way]) -> list[Way]:
+    best = _state.chosen.get((operation, key)) or _known().get(operation, {}).get(_text(key))
+    able = [way for way in ways if (operation, key, way.name) not in _state.failed]
+    return sorted(able, key=lambda way: way.name != best)
+
+
+@cache
+def _known() -> dict[str, dict[str, str]]:
+    """Way by operation and key: what is recorded for this kind of GPU, and over it what was measured on this one."""
+    if not torch.cuda.is_available():
+        return {}
+    known: dict[str, dict[str, str]] = {}
+    for path in (RECORDED / f"{_gpu()}.json", _place()):
+        for operation, found in _read(path).items():
+            known.setdefault(operation, {}).update(found)
+    return known
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert all(isinstance(way, str) for ways in found.values() for way in ways.values())
+    except (OSError, ValueError, AttributeError, AssertionError):
+        return {}
+    return found
+
+
+def _keep(operation: str, key: Key, way: str) -> None:
+    """Writes one choice to the file of this GPU, whole or not at all."""
+    if not torch.cuda.is_available():
+        return
+    path = _place()
+    kept = _read(path)
+    kept.setdefault(operation, {})[_text(key)] = way
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(kept, file, indent=1, sort_keys=True)
+    os.replace(partial, path)
+    _known.cache_clear()
+
+
+def _text(key: Key) -> str:
+    return " ".join(map(str, key))
+
+
+def _gpu() -> str:
+    return re.sub(r"\W+", "_", torch.cuda.get_device_name())
+
+
+def _place() -> Path:
+    """DSKC_CACHE, XDG_CACHE_HOME, or the user's cache folder, and in it the GPU with the versions that were timed."""
+    asked = os.environ.get("DSKC_CACHE")
+    base = Path(asked) if asked else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dskc"
+    versions = "-".join(f"{name}{_version(name)}" for name in ("torch", "triton", "dskc"))
+    return base / f"tuning-{_gpu()}-{versions}.json"
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        return str(torch.__version__)
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is only on the path
+        return "0"

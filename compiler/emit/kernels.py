@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from dskc.dsl.source import Span
 
 from ..ir import DType, Graph, Op, Region
+from ..ops.attend import Attend
 from ..ops.fused import Fused
 from ..passes.fuse import loss_kernel
 from ..recipe import Term
 from ..rows.facts import columns_of, draws, is_flat, is_wide, scalars_of, widths_of
 from ..rows.node import Columns
 from ..rows.program import Gradient, Kernel, Layout, RowProgram, Store, Tensor
+from .attention import all_blocks, attention_fields, blocks_function, has_kernel, mask_functions, mask_name
 from .classes import return_type, user_site
 from .expression import TORCH_DTYPES, Call
 from .function import Function, Line, suffixed
@@ -35,6 +37,8 @@ class KernelsFile:
     lines: list[Line] = field(default_factory=list)
     helpers: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)  # of runtime/kernels
+    masks: set[str] = field(default_factory=set)  # heads of their functions that are there
+    of_masks: set[str] = field(default_factory=set)  # functions of runtime/kernels/masks.py that they call
     losses: dict[tuple[object, ...], str] = field(default_factory=dict)  # what kernels of the objective are called
 
     def region(self, region: Region, site: Span | None = None) -> None:
@@ -43,16 +47,44 @@ class KernelsFile:
             if isinstance(op.attributes, Fused):
                 self.add(op, site)
                 continue
+            if isinstance(op.attributes, Attend) and has_kernel(op, self.graph.sizes):
+                self.add_attention(op, op.attributes, site)
             for inner in op.regions:
                 self.region(inner, user_site(op.span, site))
+
+    def add_attention(self, op: Op, attributes: Attend, site: Span | None) -> None:
+        """Writes the mask of an attention and its registration, unless one like it is there."""
+        key = attributes.kernel_key(op)
+        if key in self.names.kernels:
+            return
+        mask, place = mask_name(attributes.mask), _place_of(op.span, site)
+        name, n = f"{mask}_attention", 2
+        while name in self.names.kernels.values():
+            name, n = f"{mask}_attention{n}", n + 1
+        self.names.kernels[key] = name
+        functions = mask_functions(attributes.mask, mask)
+        for blocks in all_blocks(attributes.mask):
+            self._mask_function(blocks_function(blocks), op, site)
+            self.of_masks |= {"draw", "hashed"} if dict(blocks.arguments)["random"] else set()
+        for function in functions:
+            self._mask_function(function, op, site)
+        self.used.add("AttentionKernel")
+        lines = [f"{name} = AttentionKernel("]
+        told = [("name", f'"{self.graph.name}::{name}"'), ("spec", f'"{place}"')]
+        for entry, value in (*told, *attention_fields(attributes, mask, len(functions) > 1)):
+            lines += _field(entry, value)
+        self.lines += [*(Line(text, op.span).within(site) for text in (*lines, ")")), Line(""), Line("")]
+
+    def _mask_function(self, function: list[str], op: Op, site: Span | None) -> None:
+        if function[1] not in self.masks:
+            self.masks.add(function[1])
+            self.lines += [*(Line(text, op.span).within(site) for text in function), Line(""), Line("")]
 
     def add(self, op: Op, site: Span | None = None) -> str:
         """Writes the program of a fused operation, unless one like it is there; gives its name."""
         attributes = op.attributes
         assert isinstance(attributes, Fused)
-        place = _place(op.span)
-        if site is not None and op.span.source.library:
-            place = f"{_place(site)}, in {place}"
+        place = _place_of(op.span, site)
         anonymous = "\n".join(line.text for line in self._program(attributes, op, "_", ""))
         if anonymous not in self.made:
             name, n = attributes.name, 2
@@ -180,12 +212,13 @@ class KernelsFile:
             "",
             "from __future__ import annotations",
             "",
-            *(["import torch"] if self._uses_torch() else []),
-            "from torch import Tensor",
+            *(["import torch"] if self._uses("torch.") else []),
+            *(["from torch import Tensor"] if self._uses("Tensor") else []),
             "",
             "from dskc.runtime import reference",
             f"from dskc.runtime.kernels import {', '.join(imports)}",
-            "from dskc.runtime.kernels.language import tl, triton",
+            f"from dskc.runtime.kernels.language import {'tl, ' if self._uses('tl.') else ''}triton",
+            *([f"from dskc.runtime.kernels.masks import {', '.join(sorted(self.of_masks))}"] if self.of_masks else []),
             "",
             "",
         ]
@@ -193,8 +226,8 @@ class KernelsFile:
             lines += [*text.strip().split("\n"), "", ""] if name in self.helpers else []
         return [*map(Line, lines), *self.lines]
 
-    def _uses_torch(self) -> bool:
-        return any("torch." in line.text for line in self.lines)
+    def _uses(self, text: str) -> bool:
+        return any(text in line.text for line in self.lines)
 
 
 @dataclass(slots=True)
@@ -215,6 +248,11 @@ def emit_kernels(graph: Graph, terms: Iterable[Term] = ()) -> KernelsFile:
         if term.loss == "next_token":
             file.losses[term.kernel] = file.add(loss_kernel(graph, term))
     return file
+
+
+def _place_of(span: Span, site: Span | None) -> str:
+    place = _place(span)
+    return f"{_place(site)}, in {place}" if site is not None and span.source.library else place
 
 
 def _place(span: Span) -> str:

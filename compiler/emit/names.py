@@ -23,7 +23,8 @@ class Names:
     owners: dict[Value, Weights] = field(default_factory=dict)  # which module a weight belongs to,
     homes: dict[Value, str] = field(default_factory=dict)  # and the path of the body that it is declared in
     tensors: dict[Value, str] = field(default_factory=dict)  # what its module calls it
-    kernels: dict[int, str] = field(default_factory=dict)  # what kernels.py calls a program, by its identity
+    kernels: dict[object, str] = field(default_factory=dict)  # what kernels.py calls a program, by its identity, and
+    # an attention, by its key
     lent: list[Op] = field(default_factory=list)  # what block values own: declared around the block
 
     def __post_init__(self) -> None:

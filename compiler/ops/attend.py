@@ -109,6 +109,9 @@ class Attend(Operation):
         q, k, v, *more = call.operands
         select = more.pop() if self.select else None
         sinks = more.pop() if self.sinks else None
+        kernel = call.names.kernels.get(self.kernel_key(call.op))
+        if kernel is not None and not call.serving:
+            return self._emit_kernel(call, kernel, more[0] if more else None, sinks)
         mask = call.mask(self.mask, more[0] if more else None) if self.mask else None
         return call.reference("attention")(
             q,
@@ -122,6 +125,18 @@ class Attend(Operation):
             sinks=sinks,
             select=select,
         )
+
+    def kernel_key(self, op: Op) -> tuple[Attend, Dim, Dim]:
+        """What tells its kernel from those of other attentions."""
+        return self, op.operands[0].type.axes[-1].size, op.operands[2].type.axes[-1].size
+
+    def _emit_kernel(self, call: Call, kernel: str, documents: Text | None, sinks: Text | None) -> Text:
+        call.names.use(".", "kernels")
+        arguments = [*call.operands[:3]]
+        arguments += [call.text(f"documents_BT={documents}")] if documents is not None else []
+        arguments += [call.text(f"sinks_H={sinks}")] if sinks is not None else []
+        arguments += [call.text(f"training={call.training}")] if self.dropout else []
+        return call.apply(f"kernels.{kernel}", *arguments)
 
 
 def _attend(site: Site) -> Value:

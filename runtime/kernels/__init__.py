@@ -1,7 +1,19 @@
 """What generated kernels need while they run: which are used, how they are launched, and what torch is told of them."""
 
+from .attention import AttentionKernel
 from .choice import kernels_in_use, use_kernels
 from .launch import Launch, One, Part, Rows, Vector
 from .row_kernel import KernelError, RowKernel
 
-__all__ = ["KernelError", "Launch", "One", "Part", "RowKernel", "Rows", "Vector", "kernels_in_use", "use_kernels"]
+__all__ = [
+    "AttentionKernel",
+    "KernelError",
+    "Launch",
+    "One",
+    "Part",
+    "RowKernel",
+    "Rows",
+    "Vector",
+    "kernels_in_use",
+    "use_kernels",
+]

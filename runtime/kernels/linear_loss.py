@@ -224,7 +224,7 @@ def _rows(x: Tensor, weight_VD: Tensor, target: Tensor, bias_V: Tensor | None) -
         if tensor is not None and tensor is not target and tensor.dtype not in FLOATING:
             kinds = ", ".join(str(d).removeprefix("torch.") for d in FLOATING)
             raise KernelError(f"linear loss: {name} is {tensor.dtype}, and kernels take {kinds}")
-    return x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(target.numel(), 0), target.reshape(-1)
+    return x.reshape(target.numel(), x.shape[-1]), target.reshape(-1).contiguous()
 
 
 def _of_one_dtype(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

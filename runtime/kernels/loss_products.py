@@ -123,7 +123,7 @@ class _Mean:
         assert self.grad_VD is not None and widths is not None
         rows = min(self.x_ND.shape)
         used = rows * sum(map(aligned, widths[:-1]))
-        flat = _logits(len(self.x_ND), self.weight_VD)
+        flat = _logits(len(self.x_ND) - rows, self.weight_VD, least=rows * widths[-1])
         parts = Parts(rows, widths, self.grad_VD.view(-1)[self.grad_VD.numel() - used :], flat)
         x_ND, target_N = self.x_ND[:rows], self.target_N[:rows]
         starts = [sum(widths[:i]) for i in range(len(widths))]
@@ -286,10 +286,10 @@ def _row_groups(rows: int, weight_VD: Tensor) -> Iterator[slice]:
     return _split(rows, _most_rows(weight_VD), ROWS)
 
 
-def _logits(rows: int, weight_VD: Tensor) -> Tensor:
-    """Memory for the logits of a group of so many rows."""
-    group = next(_row_groups(rows, weight_VD), slice(0, 0))
-    return weight_VD.new_empty((group.stop - group.start) * aligned(len(weight_VD)))
+def _logits(rows: int, weight_VD: Tensor, least: int = 0) -> Tensor:
+    """Memory for the logits of any of the groups that so many rows make, and for as many as `least` in any case."""
+    largest = next(_row_groups(rows, weight_VD), slice(0, 0)).stop
+    return weight_VD.new_empty(max(largest * aligned(len(weight_VD)), least))
 
 
 def _split(total: int, most: int, multiple: int) -> Iterator[slice]:
@@ -313,7 +313,7 @@ def _widths_within(shape: tuple[int, ...], weight_VD: Tensor) -> tuple[int, ...]
     rows, vocabulary, free = min(shape), len(weight_VD), MOST_BYTES // weight_VD.element_size()
     if shape[0] <= _most_rows(weight_VD) or shape[1] % ALIGNED:
         return None
-    most = min(free, _most_rows(weight_VD) * aligned(vocabulary)) // rows // ALIGNED * ALIGNED
+    most = free // rows // ALIGNED * ALIGNED
     if not ALIGNED <= most < vocabulary:
         return None
     count = -(-vocabulary // most)

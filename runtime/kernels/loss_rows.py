@@ -107,7 +107,7 @@ def gradient_of_product(  # type: ignore[no-untyped-def]
         p *= 1.0 + 2.0 * Z * lse
     change = p - (1.0 - SMOOTHING) * (column == target).to(p.dtype)
     if SMOOTHING != 0.0:
-        change -= SMOOTHING / V
+        change -= SMOOTHING / tl.cast(V, p.dtype)
     if SOFTCAP != 0.0:
         capped = logit / SOFTCAP
         change *= 1.0 - capped * capped

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,7 +22,8 @@ from .conftest import triton_interprets
 with triton_interprets():
     importlib.reload(loss_rows)  # interpreted where there is no GPU, whatever else has imported it
 
-QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+# Interpreted, shrinking an example takes minutes.
+QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "phases": (Phase.generate,)}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 device = "cuda" if torch.cuda.is_available() else "cpu"
 MEAN, ROWS = linear_loss.mean_linear_loss, linear_loss.linear_losses
@@ -143,7 +144,7 @@ def test_drawn(
 
 @settings(max_examples=8, **QUIET)
 @given(
-    rows=st.sampled_from([5, 16, 21]), vocabulary=st.sampled_from([65, 96, 143]), width=st.sampled_from([16, 32]),
+    rows=st.sampled_from([5, 11, 19]), vocabulary=st.sampled_from([65, 96, 143]), width=st.sampled_from([16, 32]),
     dtype=st.sampled_from([torch.float64, torch.float32]), bias=st.booleans(), some=st.sampled_from([16, 33, 48]),
     options=OPTIONS,
 )  # fmt: skip

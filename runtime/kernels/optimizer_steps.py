@@ -129,7 +129,7 @@ def mixed(x):  # type: ignore[no-untyped-def]
 @triton.jit
 def rounded(value, bits, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):  # type: ignore[no-untyped-def]
     """fp32 in another dtype. bits: 16 random ones that are added to the 16 which bf16 cuts."""
-    if STOCHASTIC and DTYPE == tl.bfloat16:
+    if STOCHASTIC and tl.bfloat16 == DTYPE:
         whole = value.to(tl.int32, bitcast=True)
         is_finite = (whole & 0x7F800000) != 0x7F800000
         cut = ((whole + bits.to(tl.int32)) & -65536).to(tl.float32, bitcast=True)

@@ -64,7 +64,8 @@ def stepped(
     ours = normal(shapes, 0)
     other = [p.clone().requires_grad_() for p in ours]
     groups = [{"params": [p], "weight_decay": d} for p, d in zip(other, decays, strict=True)]
-    optimizer = theirs(groups, lr=1e-2, betas=betas)  # type: ignore[call-arg]
+    options = {} if theirs is TheirLion else {"eps": 1e-2}
+    optimizer = theirs(groups, lr=1e-2, betas=betas, **options)  # type: ignore[call-arg]
     means, squares = zeros(ours), zeros(ours)
     for step in range(1, 6):
         grads = normal(shapes, step)
@@ -75,7 +76,8 @@ def stepped(
         if theirs is TheirLion:
             lion_step(ours, grads, means, step=step, lr=1e-2, betas=betas, decay=decays, factor=factor)
         else:
-            adamw_step(ours, grads, means, squares, step=step, lr=1e-2, betas=betas, decay=decays, factor=factor)
+            adamw_step(ours, grads, means, squares, step=step, lr=1e-2, betas=betas, decay=decays, factor=factor,
+                       **options)  # type: ignore[arg-type] # fmt: skip
     return ours, [p.detach() for p in other]
 
 

@@ -124,6 +124,11 @@ def tuning(listener: Callable[[Timing], None]) -> Iterator[None]:
         _state.listener = None
 
 
+def measuring() -> bool:
+    """Whether ways are timed now: what writes over what it reads must then be tried on something else first."""
+    return _state.listener is not None
+
+
 def choices() -> dict[tuple[str, Key], str]:
     """What this process has chosen so far, by operation and key."""
     return dict(_state.chosen)

@@ -7,7 +7,18 @@ time; or the first alone, which then adds to the gradients of queries as it goes
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
-from .attend_forward import ENDLESS, LOG2E, capped, document, kept, load_tile, store_tile, tile_range, whole_range
+from .attend_forward import (
+    ENDLESS,
+    LOG2E,
+    capped,
+    document,
+    kept,
+    load_tile,
+    place,
+    store_tile,
+    tile_range,
+    whole_range,
+)
 from .language import tl, triton
 
 
@@ -97,15 +108,16 @@ def backward_key_tiles(dk1, dk2, dv, k1, k2, v, q, q2, grad_o, dq, lse, delta, d
 def attention_backward_keys(
     q, q2, k, k2, v, grad_o, dq, dk, dv, lse, delta, documents, seed_ptr,
     whole, whole_count, partial, partial_count, list_b,
-    qb, qh, qs, kb, kh, ks, vb, vh, vs, db, dh, ds, gb, gh, gs, ub, uh, us, queries, keys, scale,
+    qb, qh, qs, kb, kh, ks, vb, vh, vs, db, dh, ds, gb, gh, gs, ub, uh, us, queries, keys, scale, together,
     ALLOWS: tl.constexpr, BOUNDS: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
     DOCUMENTS: tl.constexpr, LISTED: tl.constexpr, WITH_DQ: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     E: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one tile of keys and values, summed over the heads that share them."""
-    tile = tl.program_id(0)
-    b, g = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
+    tiles = (keys + BLOCK_N - 1) // BLOCK_N
+    tile, head = place(tl.program_id(0), tiles, tl.num_programs(0) // tiles, together)
+    b, g = head // GROUPS, head % GROUPS
     first = tile * BLOCK_N
     key_N1 = first + tl.arange(0, BLOCK_N)[:, None]
     key_document = document(documents, b, key_N1, keys, DOCUMENTS)
@@ -206,15 +218,17 @@ def backward_query_tiles(dq1, dq2, q1, q2, grad_MV, lse_M1, delta_M1, k, k2, v, 
 def attention_backward_queries(
     q, q2, k, k2, v, grad_o, dq, lse, delta, documents, seed_ptr,
     whole, whole_count, partial, partial_count, list_b,
-    qb, qh, qs, kb, kh, ks, vb, vh, vs, db, dh, ds, gb, gh, gs, queries, keys, scale,
+    qb, qh, qs, kb, kh, ks, vb, vh, vs, db, dh, ds, gb, gh, gs, queries, keys, scale, together,
     ALLOWS: tl.constexpr, BOUNDS: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
     DOCUMENTS: tl.constexpr, LISTED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     E: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one tile of queries of one head."""
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    b, h = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
+    tiles = (queries + BLOCK_M - 1) // BLOCK_M
+    tile, head = place(tl.program_id(0), tiles, tl.num_programs(0) // tiles, together)
+    tile = tiles - 1 - tile
+    b, h = head // HEADS, head % HEADS
     g = h // (HEADS // GROUPS)
     first = tile * BLOCK_M
     row_M = first + tl.arange(0, BLOCK_M)

@@ -21,6 +21,16 @@ ENDLESS: tl.constexpr = tl.constexpr(1 << 30)  # where a range has no end
 
 
 @triton.jit
+def place(program, tiles, heads, together):
+    """The tile and the head of a program: `together` heads at a time, whose keys fit into the cache, and of those the
+    tiles of all heads one after another, so that where causal ones grow shorter no long one comes last."""
+    group = program // (together * tiles)
+    rest = program % (together * tiles)
+    members = tl.minimum(together, heads - group * together)
+    return rest // members, group * together + rest % members
+
+
+@triton.jit
 def load_tile(x, b, h, first, length, stride_b, stride_h, stride_s, START: tl.constexpr, WIDTH: tl.constexpr,
               BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, TMA: tl.constexpr):  # fmt: skip
     """Rows from `first` on of one head, columns from START on, zero behind `length` and WIDTH: [BLOCK, BLOCK_E]."""
@@ -125,15 +135,17 @@ def whole_range(low, high, length, some_first, some_last, BLOCK: tl.constexpr):
 @triton.jit
 def attention_forward(
     q, q2, k, k2, v, o, lse, sinks, documents, seed_ptr, whole, whole_count, partial, partial_count, list_b,
-    qb, qh, qs, kb, kh, ks, vb, vh, vs, ob, oh, os, queries, keys, scale,
+    qb, qh, qs, kb, kh, ks, vb, vh, vs, ob, oh, os, queries, keys, scale, together,
     ALLOWS: tl.constexpr, BOUNDS: tl.constexpr, SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, SINKS: tl.constexpr,
     DOCUMENTS: tl.constexpr, LISTED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     E: tl.constexpr, E1: tl.constexpr, E2: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head. Also writes log-sum-exp [B, H, S] in nats, infinite where no key is seen."""
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # of causal ones the longest first
-    b, h = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
+    tiles = (queries + BLOCK_M - 1) // BLOCK_M
+    tile, head = place(tl.program_id(0), tiles, tl.num_programs(0) // tiles, together)
+    tile = tiles - 1 - tile  # of causal ones the longest first
+    b, h = head // HEADS, head % HEADS
     g = h // (HEADS // GROUPS)
     first = tile * BLOCK_M
     row_M = first + tl.arange(0, BLOCK_M)

@@ -23,6 +23,15 @@ LOG2E: gl.constexpr = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
+def place(program, tiles, heads, together):
+    """The tile and the head of a program: see `attend_forward.py`."""
+    group = program // (together * tiles)
+    rest = program % (together * tiles)
+    members = gl.minimum(together, heads - group * together)
+    return rest // members, group * together + rest % members
+
+
+@gluon.jit
 def tile_at(t, high, partial, partial_count, whole, LISTED: gl.constexpr):
     """The t-th tile of keys that is gone through: from the last to the first, or those of the lists."""
     if LISTED:
@@ -210,15 +219,17 @@ def attend_rows(q1_tiles, q2_tiles, k1_tiles, k2_tiles, v_tiles, q_full, k_full,
 @gluon.jit
 def attention_forward_hopper(
     q, q2, k, k2, v, o, lse, sinks, documents, whole, whole_count, partial, partial_count, list_b,
-    ob, oh, os, queries, keys, scale,
+    ob, oh, os, queries, keys, scale, together,
     ALLOWS: gl.constexpr, BOUNDS: gl.constexpr, SOFTCAP: gl.constexpr, SINKS: gl.constexpr,
     DOCUMENTS: gl.constexpr, LISTED: gl.constexpr, HEADS: gl.constexpr, GROUPS: gl.constexpr,
     E1: gl.constexpr, E2: gl.constexpr, V: gl.constexpr, BLOCK_V: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head: `attention_forward`."""
-    tile = gl.num_programs(0) - 1 - gl.program_id(0)
-    b, h = gl.program_id(1) // HEADS, gl.program_id(1) % HEADS
+    tiles = (queries + BLOCK_M - 1) // BLOCK_M
+    tile, head = place(gl.program_id(0), tiles, gl.num_programs(0) // tiles, together)
+    tile = tiles - 1 - tile
+    b, h = head // HEADS, head % HEADS
     g = h // (HEADS // GROUPS)
     ROWS: gl.constexpr = BLOCK_M // 2
     first = tile * BLOCK_M

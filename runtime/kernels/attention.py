@@ -15,7 +15,7 @@ from .. import reference
 from ..reference.mask import Causal, Everything, Mask
 from . import attend_backward, attend_forward
 from .attention_hopper import hopper_ways, launch_hopper
-from .attention_tensors import Reads, by_part, listed, or_stand_in, padded, parts
+from .attention_tensors import Reads, by_part, listed, or_stand_in, padded, parts, together
 from .attention_tiles import Grid, TileLists, has_blocks, tile_lists
 from .choice import interpreted, kernels_in_use
 from .row_kernel import KernelError, _unique
@@ -191,12 +191,11 @@ class AttentionKernel:
         lists = _lists(call, m, n, q.device, of_keys=False)
         e1, e2 = parts(call.width)
         reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, padded(call.value_width), 0))
-        grid = (-(-call.queries // m), call.batch * call.heads)
-        if not (grid[0] and grid[1]):
-            return
+        grid = (-(-call.queries // m) * call.batch * call.heads,)
         attend_forward.attention_forward[grid](  # type: ignore[index]
             *reads.tensors, o, lse, or_stand_in(sinks, lse), or_stand_in(documents, lse), or_stand_in(seed, lse),
             *listed(lists, lse), *reads.strides, *by_part(o), call.queries, call.keys, self._scale(call),
+            together(k, v) * (call.heads // call.groups),
             ALLOWS=self.allows, BOUNDS=None if call.listed else self.of_queries, SOFTCAP=self.softcap or 0.0,
             DROPOUT=self.dropout if seed is not None else 0.0, SINKS=sinks is not None,
             DOCUMENTS=documents is not None, LISTED=call.listed, HEADS=call.heads, GROUPS=call.groups,
@@ -268,18 +267,19 @@ class AttentionKernel:
             "DOCUMENTS": documents is not None, "LISTED": call.listed, "HEADS": call.heads, "GROUPS": call.groups,
             "E": call.width, "E1": e1, "E2": e2, "V": call.value_width, "BLOCK_V": e_v,
         }  # fmt: skip
-        together = way.queries is None
-        if together:
+        alone = way.queries is None
+        if alone:
             dq = torch.zeros(call.batch, call.heads, call.queries, call.width, dtype=torch.float32, device=q.device)
         else:
             dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         m, n = way.keys["BLOCK_M"], way.keys["BLOCK_N"]
         lists = _lists(call, m, n, q.device, of_keys=True)
         reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))
-        attend_backward.attention_backward_keys[(-(-call.keys // n), call.batch * call.groups)](  # type: ignore[index]
+        attend_backward.attention_backward_keys[(-(-call.keys // n) * call.batch * call.groups,)](  # type: ignore[index]
             *reads.tensors, dq, dk, dv, lse, delta, or_stand_in(documents, lse), or_stand_in(seed, lse),
             *listed(lists, lse), *reads.strides, *by_part(dk), *by_part(dv), call.queries, call.keys, self._scale(call),
-            BOUNDS=None if call.listed else self.of_keys, WITH_DQ=together, BLOCK_M=m, BLOCK_N=n,
+            together(q, grad_o),
+            BOUNDS=None if call.listed else self.of_keys, WITH_DQ=alone, BLOCK_M=m, BLOCK_N=n,
             STAGES=way.keys.stages, TMA=reads.tma, num_warps=way.keys.warps, num_stages=way.keys.stages, **options,
         )  # fmt: skip
         if way.queries is None:
@@ -287,9 +287,10 @@ class AttentionKernel:
         m, n = way.queries["BLOCK_M"], way.queries["BLOCK_N"]
         lists = _lists(call, m, n, q.device, of_keys=False)
         reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))
-        attend_backward.attention_backward_queries[(-(-call.queries // m), call.batch * call.heads)](  # type: ignore[index]
+        attend_backward.attention_backward_queries[(-(-call.queries // m) * call.batch * call.heads,)](  # type: ignore[index]
             *reads.tensors, dq, lse, delta, or_stand_in(documents, lse), or_stand_in(seed, lse), *listed(lists, lse),
             *reads.strides, *by_part(dq), call.queries, call.keys, self._scale(call),
+            together(k, v) * (call.heads // call.groups),
             BOUNDS=None if call.listed else self.of_queries, BLOCK_M=m, BLOCK_N=n,
             STAGES=way.queries.stages, TMA=reads.tma, num_warps=way.queries.warps, num_stages=way.queries.stages,
             **options,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention_tensors import by_part, copied_by_engine, listed, or_stand_in, parts
+from .attention_tensors import by_part, copied_by_engine, listed, or_stand_in, parts, together
 from .attention_tiles import TileLists
 from .choice import interpreted
 from .tuning import Tile, tile
@@ -58,10 +58,11 @@ def launch_hopper(
     e1, e2 = parts(width)
     kernels = _kernels()
     assert kernels is not None
-    kernels.attention_forward_hopper[(-(-queries // m), batch * heads)](
+    kernels.attention_forward_hopper[(-(-queries // m) * batch * heads,)](
         _described(q, m // 2, e1), _described(q, m // 2, e2 or e1), _described(k, n, e1), _described(k, n, e2 or e1),
         _described(v, n, value_width), o_BSHV, lse_BHS, or_stand_in(sinks_H, lse_BHS),
         or_stand_in(documents_BT, lse_BHS), *listed(lists, lse_BHS), *by_part(o_BSHV), queries, keys, scale,
+        together(k, v) * (heads // groups),
         ALLOWS=_in_gluon(allows), BOUNDS=_in_gluon(of_queries), SOFTCAP=softcap, SINKS=sinks_H is not None,
         DOCUMENTS=documents_BT is not None, LISTED=lists is not None, HEADS=heads, GROUPS=groups, E1=e1, E2=e2,
         V=value_width, BLOCK_V=value_width, BLOCK_M=m, BLOCK_N=n, STAGES=way.stages, num_warps=way.warps,

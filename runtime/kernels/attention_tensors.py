@@ -61,6 +61,13 @@ def by_part(t_BSHE: Tensor) -> tuple[int, int, int]:
     return t_BSHE.stride(0), t_BSHE.stride(2), t_BSHE.stride(1)
 
 
+def together(k_BTGE: Tensor, v_BTGV: Tensor) -> int:
+    """Heads whose keys and values fit into half of the cache together."""
+    cache = torch.cuda.get_device_properties(k_BTGE.device).L2_cache_size if k_BTGE.is_cuda else 1 << 20
+    head = k_BTGE.shape[1] * (k_BTGE.shape[-1] + v_BTGV.shape[-1]) * k_BTGE.element_size()
+    return max(1, cache // 2 // max(1, head))
+
+
 def parts(width: int) -> tuple[int, int]:
     """A width as two powers of two of at least 16, the second 0 where one is enough: 192 is 128 + 64, 80 is 64 + 16."""
     first = 1 << (width.bit_length() - 1)

@@ -21,7 +21,8 @@ def split_kernel(  # type: ignore[no-untyped-def]
     q_ptr, q2_ptr, k_ptr, k2_ptr, v_ptr, table_ptr, lengths_ptr, acc_ptr, top_ptr, sum_ptr,
     factor, cap, unit,
     q_batch, q_query, q_head, q2_batch, q2_query, q2_head,
-    k_block, k_row, k_head, k2_block, k2_row, k2_head, v_block, v_row, v_head, table_row,
+    k_block, k_head, k2_block, k2_head, v_block, v_head, table_row,
+    K_ROW: tl.constexpr, K2_ROW: tl.constexpr, V_ROW: tl.constexpr,
     QUERIES: tl.constexpr, GROUP: tl.constexpr, E: tl.constexpr, F: tl.constexpr, V: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_V: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr,
@@ -59,24 +60,26 @@ def split_kernel(  # type: ignore[no-untyped-def]
     for start in range(tl.maximum(begin, first) // BLOCK_N * BLOCK_N, stop, BLOCK_N):
         position_N = start + n_N
         there_N = position_N < stop
+        # The first row of a tile and the rest relative to it, in 32 bits, unless a tile takes in several pages.
         if PAGE == 0:
-            block, place_N = b, position_N
-        elif PAGE >= BLOCK_N:  # a tile lies in one page
+            block, place, rest_N = b, b * 0 + start, n_N
+        elif PAGE >= BLOCK_N:
             block = tl.load(table_ptr + b * table_row + start // PAGE).to(tl.int64)
-            place_N = start % PAGE + n_N
+            place, rest_N = start % PAGE, n_N
         else:
             block = tl.load(table_ptr + b * table_row + position_N // PAGE, there_N, other=0).to(tl.int64)
-            place_N = position_N % PAGE
-        place_N = place_N.to(tl.int64)
-        k_NE = _keys(k_ptr + g * k_head, block * k_block + place_N * k_row, there_N, E, BLOCK_E).to(q_ER.dtype)
+            place, rest_N = position_N % PAGE, n_N * 0
+        k_NE = _keys(k_ptr + g * k_head, block * k_block + place * K_ROW, rest_N * K_ROW, there_N, E, BLOCK_E)
+        k_NE = k_NE.to(q_ER.dtype)
         score_NR = tl.dot(k_NE, q_ER, input_precision="ieee")
         if F > 0:
-            k2_NF = _keys(k2_ptr + g * k2_head, block * k2_block + place_N * k2_row, there_N, F, BLOCK_F).to(q_ER.dtype)
-            score_NR = tl.dot(k2_NF, q2_FR, score_NR, input_precision="ieee")
+            k2_NF = _keys(k2_ptr + g * k2_head, block * k2_block + place * K2_ROW, rest_N * K2_ROW, there_N, F, BLOCK_F)
+            score_NR = tl.dot(k2_NF.to(q_ER.dtype), q2_FR, score_NR, input_precision="ieee")
         if SHARED:
             v_NV = k_NE
         else:
-            v_NV = _keys(v_ptr + g * v_head, block * v_block + place_N * v_row, there_N, V, BLOCK_V).to(q_ER.dtype)
+            v_NV = _keys(v_ptr + g * v_head, block * v_block + place * V_ROW, rest_N * V_ROW, there_N, V, BLOCK_V)
+            v_NV = v_NV.to(q_ER.dtype)
 
         score_NR = score_NR * factor
         if CAPPED:
@@ -186,10 +189,10 @@ def _rows(q_ptr, offset_R, asked_R, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  
 
 
 @triton.jit
-def _keys(ptr, offset_N, there_N, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _keys(ptr, origin, offset_N, there_N, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """A tile of keys or values, [N, BLOCK], zero where there are none and beyond WIDTH."""
     column_E = tl.arange(0, BLOCK)
     there = there_N[:, None]
     if WIDTH < BLOCK:
         there = there & (column_E < WIDTH)[None, :]
-    return tl.load(ptr + offset_N[:, None] + column_E[None, :], there, other=0.0)
+    return tl.load((ptr + origin + offset_N)[:, None] + column_E[None, :], there, other=0.0)

@@ -16,7 +16,7 @@ WIDEST, WIDEST_ROPE = 512, 128
 # of more heads leave no room for a second: they are cut into pieces only, larger ones, since more is written for each.
 FEW_TILES = tuple(
     tile(warps, stages, BLOCK_N=keys, BLOCK_R=16, PIECE=256, CHUNK=2048)
-    for warps, stages, keys in ((4, 2, 64), (8, 2, 64), (4, 3, 32), (4, 4, 32), (8, 3, 64), (8, 2, 128), (4, 2, 32))
+    for warps, stages, keys in ((4, 3, 32), (4, 4, 32), (8, 2, 64), (4, 2, 64), (8, 3, 32), (8, 4, 32), (4, 2, 32))
 )
 TILES = tuple(
     tile(warps, stages, BLOCK_N=keys, BLOCK_R=rows, PIECE=512, CHUNK=512)

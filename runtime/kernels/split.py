@@ -140,15 +140,18 @@ def _launch(call: Attention, o: Tensor, lse: Tensor, tile: Tile) -> None:
     acc = torch.empty(batch, units, queries, heads, value, dtype=torch.float32, device=o.device)
     top, total = torch.empty(2, batch, units, queries, heads, dtype=torch.float32, device=o.device)
     rows = -(-queries * call.group // tile["BLOCK_R"])
-    table, page = (call.lengths, 0) if call.table is None else (call.table, first.k.shape[1])
+    table, page, options = call.lengths, 0, tile.options
+    if call.table is not None:  # numbers of pages are on their way one stage before the keys
+        table, page, options = call.table, first.k.shape[1], {**options, "num_stages": tile.stages + 1}
     if units:
         split_kernel[(first.k.shape[2] * rows, units, batch)](
             first.q, second.q, first.k, second.k, v, table, call.lengths, acc, top, total, *call.scores.numbers, unit,
             *first.q.stride()[:3], *second.q.stride()[:3],
-            *first.k.stride()[:3], *second.k.stride()[:3], *v.stride()[:3], table.stride(0),
+            *first.k.stride()[:3:2], *second.k.stride()[:3:2], *v.stride()[:3:2], table.stride(0),
+            first.k.stride(1), second.k.stride(1), v.stride(1),
             QUERIES=queries, GROUP=call.group, E=first.k.shape[3], F=call.second_width, V=value,
             BLOCK_E=_block(first.k.shape[3]), BLOCK_F=_block(call.second_width), BLOCK_V=_block(value),
-            SHARED=call.v is None, PAGE=page, WINDOW=window, CAPPED=call.scores.softcap is not None, **tile.options,
+            SHARED=call.v is None, PAGE=page, WINDOW=window, CAPPED=call.scores.softcap is not None, **options,
         )  # fmt: skip
     block = min(COMBINED, triton.next_power_of_2(value))
     combine_kernel[(batch * queries * heads, -(-value // block))](
@@ -198,7 +201,7 @@ def _check(call: Attention) -> None:
         require(part.k.dtype == v.dtype, f"keys are {_name(part.k.dtype)}, values {_name(v.dtype)}")
         require(part.q.stride(3) == 1 and part.k.stride(3) == 1, "the last axis must lie in one run of memory")
     require(v.dtype in (q.dtype, FP8), f"a cache for {_name(q.dtype)} queries is not {_name(v.dtype)}")
-    require(v.dtype != FP8 or _has_fp8(q.device), "this GPU has no float8_e4m3fn")
+    require(v.dtype != FP8 or has_fp8(q.device), "this GPU has no float8_e4m3fn")
     require(v.shape[:3] == k.shape[:3] and v.shape[3] > 0, f"keys are {list(k.shape)}, values {list(v.shape)}")
     require(v.stride(3) == 1, "the last axis must lie in one run of memory")
     require(k.shape[2] > 0 and q.shape[2] % k.shape[2] == 0, f"{q.shape[2]} heads do not divide over {k.shape[2]}")
@@ -242,5 +245,5 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _has_fp8(device: torch.device) -> bool:
+def has_fp8(device: torch.device) -> bool:
     return interpreted() if device.type == "cpu" else torch.cuda.get_device_capability(device) >= (8, 9)

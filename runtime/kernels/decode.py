@@ -14,10 +14,12 @@ from .tuning import tile
 WIDEST = 256
 # A piece of 128 keys gives a single short text enough programs; a chunk of 1024 keeps partial sums under 1% of the
 # bytes. There is no library's way among these: torch's attention takes no lengths that are on the GPU.
+FEW_ROWS = ((4, 3, 64), (4, 2, 64), (4, 4, 64), (4, 2, 128), (8, 2, 128), (4, 4, 32), (8, 3, 64), (4, 3, 128))
+MANY_ROWS = ((8, 3, 64), (8, 2, 64), (8, 2, 128), (4, 3, 64), (8, 4, 32), (4, 4, 32))
 TILES = tuple(
     tile(warps, stages, BLOCK_N=keys, BLOCK_R=rows, PIECE=128, CHUNK=1024)
-    for rows in (16, 32, 64)
-    for warps, stages, keys in ((4, 3, 64), (4, 2, 64), (4, 4, 64), (4, 2, 128), (8, 2, 128), (4, 4, 32), (4, 3, 128))
+    for rows, kinds in ((16, FEW_ROWS), (32, FEW_ROWS), (64, MANY_ROWS))
+    for warps, stages, keys in kinds
 )
 
 

@@ -57,18 +57,22 @@ def split_kernel(  # type: ignore[no-untyped-def]
     sum_R = tl.zeros((BLOCK_R,), tl.float32)
     acc_VR = tl.zeros((BLOCK_V, BLOCK_R), tl.float32)
     all_top_R, all_sum_R, all_acc_VR = top_R, sum_R, acc_VR
-    for start in range(tl.maximum(begin, first) // BLOCK_N * BLOCK_N, stop, BLOCK_N):
+    start = tl.maximum(begin, first) // BLOCK_N * BLOCK_N
+    page = _page(table_ptr + b * table_row, start, stop, PAGE, BLOCK_N)
+    for start in range(start, stop, BLOCK_N):
         position_N = start + n_N
         there_N = position_N < stop
         # The first row of a tile and the rest relative to it, in 32 bits, unless a tile takes in several pages.
         if PAGE == 0:
             block, place, rest_N = b, b * 0 + start, n_N
-        elif PAGE >= BLOCK_N:
-            block = tl.load(table_ptr + b * table_row + start // PAGE).to(tl.int64)
-            place, rest_N = start % PAGE, n_N
         else:
-            block = tl.load(table_ptr + b * table_row + position_N // PAGE, there_N, other=0).to(tl.int64)
-            place, rest_N = position_N % PAGE, n_N * 0
+            block = page.to(tl.int64)
+            # Asked for one tile ahead: where a load's address comes from a load, both would be pipelined, at half depth.
+            page = _page(table_ptr + b * table_row, start + BLOCK_N, stop, PAGE, BLOCK_N)
+            if PAGE >= BLOCK_N:
+                place, rest_N = start % PAGE, n_N
+            else:
+                place, rest_N = position_N % PAGE, n_N * 0
         k_NE = _keys(k_ptr + g * k_head, block * k_block + place * K_ROW, rest_N * K_ROW, there_N, E, BLOCK_E)
         k_NE = k_NE.to(q_ER.dtype)
         score_NR = tl.dot(k_NE, q_ER, input_precision="ieee")
@@ -186,6 +190,17 @@ def _rows(q_ptr, offset_R, asked_R, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  
     column_E = tl.arange(0, BLOCK)
     there = asked_R[:, None] & (column_E < WIDTH)[None, :]
     return tl.trans(tl.load(q_ptr + offset_R[:, None] + column_E[None, :], there, other=0.0))
+
+
+@triton.jit
+def _page(row_ptr, start, stop, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The page of a tile from `start` on, or of each of its keys; where a sequence has no such key, that of its last."""
+    if PAGE == 0:
+        return start
+    position = start
+    if PAGE < BLOCK_N:
+        position = start + tl.arange(0, BLOCK_N)
+    return tl.load(row_ptr + tl.minimum(position, stop - 1) // PAGE)
 
 
 @triton.jit

@@ -140,9 +140,7 @@ def _launch(call: Attention, o: Tensor, lse: Tensor, tile: Tile) -> None:
     acc = torch.empty(batch, units, queries, heads, value, dtype=torch.float32, device=o.device)
     top, total = torch.empty(2, batch, units, queries, heads, dtype=torch.float32, device=o.device)
     rows = -(-queries * call.group // tile["BLOCK_R"])
-    table, page, options = call.lengths, 0, tile.options
-    if call.table is not None:  # numbers of pages are on their way one stage before the keys
-        table, page, options = call.table, first.k.shape[1], {**options, "num_stages": tile.stages + 1}
+    table, page = (call.lengths, 0) if call.table is None else (call.table, first.k.shape[1])
     if units:
         split_kernel[(first.k.shape[2] * rows, units, batch)](
             first.q, second.q, first.k, second.k, v, table, call.lengths, acc, top, total, *call.scores.numbers, unit,
@@ -151,7 +149,7 @@ def _launch(call: Attention, o: Tensor, lse: Tensor, tile: Tile) -> None:
             first.k.stride(1), second.k.stride(1), v.stride(1),
             QUERIES=queries, GROUP=call.group, E=first.k.shape[3], F=call.second_width, V=value,
             BLOCK_E=_block(first.k.shape[3]), BLOCK_F=_block(call.second_width), BLOCK_V=_block(value),
-            SHARED=call.v is None, PAGE=page, WINDOW=window, CAPPED=call.scores.softcap is not None, **options,
+            SHARED=call.v is None, PAGE=page, WINDOW=window, CAPPED=call.scores.softcap is not None, **tile.options,
         )  # fmt: skip
     block = min(COMBINED, triton.next_power_of_2(value))
     combine_kernel[(batch * queries * heads, -(-value // block))](

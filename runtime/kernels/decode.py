@@ -75,7 +75,7 @@ def decode_attention_lse(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """`decode_attention`, and the natural logarithm of each softmax's denominator, sinks included: [B, S, H] in float32.
+    """`decode_attention`, and the natural logarithm of each softmax's denominator, sinks included: [B, S, H], float32.
 
     With it, attention over parts of a text can be joined. It is -inf where a query sees nothing.
     """
@@ -118,8 +118,13 @@ def _run(
         second = Part(q_BSHE[..., cut:], k[..., cut:])
     scores = Scores(scale, window, softcap, k_scale, v_scale)
     call = Attention("decode_attention", first, second, v, lengths_B, table_BN, longest, scores, sinks_H)
-    rows = min(64, max(16, 1 << (q_BSHE.shape[1] * call.group - 1).bit_length()))
+    rows = rows_of(q_BSHE.shape[1] * call.group)
     return attend(call, [tile for tile in TILES if tile["BLOCK_R"] == rows])
+
+
+def rows_of(asked: int) -> int:
+    """Rows of a tile for so many queries of a key head."""
+    return min(64, max(16, 1 << (asked - 1).bit_length()))
 
 
 def _fake(q_BSHE: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Attention of a few queries over many keys: partial sums over pieces of the keys, and what adds them up.
 
 The keys of a sequence are cut at fixed positions: into chunks of CHUNK keys, and those into pieces of PIECE. A piece is
-summed on its own; the pieces of a chunk are folded one after the other, and then the chunks. A program takes a piece or a
-chunk and does the same arithmetic in either case, so that how work is spread over a GPU does not change a bit.
+summed on its own; the pieces of a chunk are folded one after the other, and then the chunks. A program takes a piece or
+a chunk and does the same arithmetic in either case, so that how work is spread over a GPU does not change a bit.
 
 Axes: N keys of a tile, R rows of a tile, which are the heads of a group for each query, E key width, F the key's second
 part, V value width, C chunks. Scores are held as [N, R]: keys are many and rows few, and Hopper multiplies matrices of
@@ -28,8 +28,8 @@ def split_kernel(  # type: ignore[no-untyped-def]
     WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, PIECE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of one unit of keys, a piece or a chunk, for one block of rows: acc [B, units, S * H, V], and of each
-    row the largest score and the sum of exponentials. Units that a sequence does not have are left unwritten.
+    """Partial sums of one unit of keys, a piece or a chunk, for one block of rows: acc [B, units, S * H, V], and of
+    each row the largest score and the sum of exponentials. Units that a sequence does not have are left unwritten.
 
     SHARED: the value is the key's first part. PAGE: keys of a page, 0 where the cache is contiguous. WINDOW: 0 is none.
     """
@@ -57,9 +57,9 @@ def split_kernel(  # type: ignore[no-untyped-def]
     sum_R = tl.zeros((BLOCK_R,), tl.float32)
     acc_VR = tl.zeros((BLOCK_V, BLOCK_R), tl.float32)
     all_top_R, all_sum_R, all_acc_VR = top_R, sum_R, acc_VR
-    start = tl.maximum(begin, first) // BLOCK_N * BLOCK_N
-    page = _page(table_ptr + b * table_row, start, stop, PAGE, BLOCK_N)
-    for start in range(start, stop, BLOCK_N):
+    from_key = tl.maximum(begin, first) // BLOCK_N * BLOCK_N
+    page = _page(table_ptr + b * table_row, from_key, stop, PAGE, BLOCK_N)
+    for start in range(from_key, stop, BLOCK_N):
         position_N = start + n_N
         there_N = position_N < stop
         # The first row of a tile and the rest relative to it, in 32 bits, unless a tile takes in several pages.
@@ -67,7 +67,7 @@ def split_kernel(  # type: ignore[no-untyped-def]
             block, place, rest_N = b, b * 0 + start, n_N
         else:
             block = page.to(tl.int64)
-            # Asked for one tile ahead: where a load's address comes from a load, both would be pipelined, at half depth.
+            # Asked for one tile ahead: a load whose address comes from another load is pipelined at half the depth.
             page = _page(table_ptr + b * table_row, start + BLOCK_N, stop, PAGE, BLOCK_N)
             if PAGE >= BLOCK_N:
                 place, rest_N = start % PAGE, n_N
@@ -99,7 +99,7 @@ def split_kernel(  # type: ignore[no-untyped-def]
         sum_R = tl.fma(sum_R, shrink_R, tl.sum(p_NR, 0))
         acc_VR = tl.dot(tl.trans(v_NV), p_NR.to(q_ER.dtype), acc_VR * shrink_R[None, :], input_precision="ieee")
         top_R = new_R
-        if CHUNK > PIECE:
+        if CHUNK > PIECE:  # noqa: SIM102 (known when it is compiled)
             if (start + BLOCK_N) % PIECE == 0:
                 all_top_R, all_sum_R, all_acc_VR = _fold(all_top_R, all_sum_R, all_acc_VR, top_R, sum_R, acc_VR)
                 top_R = tl.full((BLOCK_R,), float("-inf"), tl.float32)
@@ -168,7 +168,8 @@ def combine_kernel(  # type: ignore[no-untyped-def]
         total = total * shrink + tl.exp2(sink - new)
         acc_V = acc_V * shrink
         top = new
-    o_V = acc_V * (v_scale / tl.where(total == 0.0, 1.0, total))  # a row that sees no key is zero
+    total = tl.where(total == 0.0, 1.0, total)  # of a row that sees no key: it is zero, and its logarithm -inf
+    o_V = acc_V * (v_scale / total)
     tl.store(o_ptr + row * V + value_V, o_V.to(o_ptr.dtype.element_ty), value_V < V)
     if tl.program_id(1) == 0:
         tl.store(lse_ptr + row + tl.arange(0, 1), (top + tl.log2(total)) * 0.6931471805599453)
@@ -194,7 +195,7 @@ def _rows(q_ptr, offset_R, asked_R, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  
 
 @triton.jit
 def _page(row_ptr, start, stop, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The page of a tile from `start` on, or of each of its keys; where a sequence has no such key, that of its last."""
+    """The page of a tile from `start` on, or of each of its keys; that of the last key where there are no more."""
     if PAGE == 0:
         return start
     position = start

@@ -27,10 +27,10 @@ def write_cache(
     """Writes the newest S positions of each sequence, k [B, S, G, E] and v [B, S, G, Ev], into a cache, in place.
 
     The cache is contiguous, [B, T, G, E] and [B, T, G, Ev], or in pages, [P, page, G, E] and [P, page, G, Ev], with
-    table [B, N]. lengths [B] (int32) count the new positions: query s goes to lengths - S + s, and nowhere where that is
-    negative, so that unused rows of a batch have length 0. There must be room for them, and no place may be written
-    twice. The cache has the dtype of what is written, or is float8_e4m3fn: then it gets `k / k_scale`, `v / v_scale`,
-    cut at 448.
+    table [B, N]. lengths [B] (int32) count the new ones too: new position s goes to lengths - S + s, and nowhere where
+    that is negative, so that unused rows of a batch have length 0. There must be room for them, and no place may be
+    written twice. The cache has the dtype of what is written, or is float8_e4m3fn: then it gets `k / k_scale` and
+    `v / v_scale`, cut at 448.
 
     Nothing is read back, so that a CUDA graph can hold it. Raises KernelError for other dtypes, shapes and devices.
     """

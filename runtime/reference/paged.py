@@ -1,4 +1,4 @@
-"""Attention of decoding over a cache, contiguous or in pages (vLLM, arXiv:2309.06180, section 4.1), and how it is filled.
+"""Attention of decoding over a cache, contiguous or in pages (vLLM, arXiv:2309.06180, section 4.1), and writing it.
 
 Positions of sequence b are 0 to lengths[b] - 1, the newest S of them those of the queries. A contiguous cache is
 [B, T, ...]. A paged one is [P, page, ...]: position t of sequence b is row `t % page` of page `table[b, t // page]`.
@@ -28,7 +28,7 @@ def decode_attention(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Causal `attention` of the newest positions of each sequence: o [B, S, H, Ev] in the dtype of q, and lse [B, S, H].
+    """Causal `attention` of the newest positions of each sequence: o [B, S, H, Ev], dtype of q, and lse [B, S, H].
 
     q is [B, S, H, E], k [B, T, G, E] or [P, page, G, E], v alike with Ev; lengths [B] and table [B, N] are integers.
     Query s sees the positions up to lengths - S + s, with `window` only the last so many of them; scale, softcap and

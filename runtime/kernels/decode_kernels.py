@@ -196,12 +196,13 @@ def _rows(q_ptr, offset_R, asked_R, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  
 @triton.jit
 def _page(row_ptr, start, stop, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
     """The page of a tile from `start` on, or of each of its keys; that of the last key where there are no more."""
-    if PAGE == 0:
-        return start
-    position = start
-    if PAGE < BLOCK_N:
-        position = start + tl.arange(0, BLOCK_N)
-    return tl.load(row_ptr + tl.minimum(position, stop - 1) // PAGE)
+    page = start
+    if PAGE > 0:
+        position = start
+        if PAGE < BLOCK_N:
+            position = start + tl.arange(0, BLOCK_N)
+        page = tl.load(row_ptr + tl.minimum(position, stop - 1) // PAGE)
+    return page
 
 
 @triton.jit

@@ -95,16 +95,22 @@ class Attention:
         key_bytes, partial_bytes = width * self.first.k.element_size(), 8 * rows * self.value.shape[3]
 
         def cost(unit: int) -> int:
-            return -(-blocks * self._units(unit) // processors) * (unit * key_bytes + partial_bytes)
+            units = max(1, self.units(unit))
+            return -(-blocks * units // processors) * (self._seen * key_bytes // units + partial_bytes)
 
         unit = min((tile["CHUNK"], tile["PIECE"]), key=cost)
-        return unit, self._units(unit)
+        return unit, self.units(unit)
 
-    def _units(self, unit: int) -> int:
+    def units(self, unit: int) -> int:
+        """In how many units of so many keys there is something that a sequence's queries see, at most."""
         units = -(-self.longest // unit)
-        if self.scores.window is None:
-            return units
-        return min(units, (self.scores.window + self.first.q.shape[1] + unit - 3) // unit + 1)
+        return units if self.scores.window is None else min(units, (self._seen + unit - 2) // unit + 1)
+
+    @property
+    def _seen(self) -> int:
+        """Keys that one of a sequence's queries sees, at most."""
+        window = self.scores.window
+        return self.longest if window is None else min(self.longest, window + self.first.q.shape[1] - 1)
 
 
 def attend(call: Attention, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:

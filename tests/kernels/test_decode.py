@@ -1,4 +1,4 @@
-"""Attention of decoding and the writing of its cache: against float64, and to the bit where batches must not matter."""
+"""Attention of decoding: against float64, and to the bit where batches must not matter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dskc.runtime.kernels import KernelError, decode, latent_decode, split, use_kernels, write_cache
+from dskc.runtime.kernels import KernelError, decode, latent_decode, split, use_kernels
 from dskc.runtime.kernels.tuning import Tile, forget, tile
 from dskc.runtime.reference import attention, causal, paged, window
 
@@ -193,7 +193,7 @@ def check_drawn(data: st.DataObject, dtypes: tuple[torch.dtype, ...], *tiles: Ti
         close(run(given, table, longest, **options), exact, dtype)
 
 
-@settings(max_examples=25, **QUIET)
+@settings(max_examples=20, **QUIET)
 @given(data=st.data())
 def test_drawn_texts(data: st.DataObject) -> None:
     check_drawn(data, (torch.float32, torch.float16), data.draw(st.sampled_from([SMALL, NO_FOLD])))
@@ -243,7 +243,7 @@ def same_bits(given: Text, page: int, **options) -> None:  # type: ignore[no-unt
 @pytest.mark.parametrize("options", [{}, {"window": 70}])
 def test_a_row_depends_on_its_own_sequence_alone(options: dict[str, int]) -> None:
     with only(SMALL):
-        same_bits(text([130, 9, 140], 2, 4, 1, 24, 16, seed=3), 8, **options)
+        same_bits(text([100, 9, 110], 2, 4, 1, 24, 16, seed=3), 8, **options)
 
 
 @pytest.mark.gpu
@@ -373,80 +373,6 @@ def test_every_tile_on_a_gpu(tile: Tile, widths: tuple[int, int]) -> None:
             raise
 
 
-@pytest.mark.gpu
-@ON_GPU
-def test_a_graph_goes_on_as_lengths_grow() -> None:
-    given, page = text([100, 40, 0], 1, 8, 2, 128, 128, room=256, dtype=torch.bfloat16), 16
-    given, table = given.in_pages(page, 1)
-    table = torch.arange(table.numel(), device=DEVICE, dtype=torch.int32).view_as(table)
-    k, v = (torch.randn(given.k.shape, device=DEVICE).to(torch.bfloat16) for _ in range(2))
-    new = torch.randn(3, 1, 2, 128, device=DEVICE).to(torch.bfloat16)
-    lengths = given.lengths.clone()
-
-    def step() -> Tensor:
-        write_cache.write_cache(new, new, k, v, lengths, table_BN=table)
-        return decode.decode_attention(given.q, k, v, lengths, table_BN=table, longest=256)
-
-    with torch.no_grad(), only():
-        step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            o = step()
-        for grown in ([101, 41, 0], [200, 129, 1]):
-            lengths.copy_(torch.tensor(grown, device=DEVICE))
-            new.normal_()
-            graph.replay()
-            found = o.clone()
-            assert torch.equal(found, step())
-            for b, length in enumerate(grown):
-                if length:
-                    at = int(table[b, (length - 1) // page]), (length - 1) % page
-                    assert torch.equal(k[at], new[b, 0])
-
-
-# --- writing
-
-
-@settings(max_examples=10, **QUIET)
-@given(data=st.data())
-def test_what_is_written(data: st.DataObject) -> None:
-    queries, groups = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 3]))
-    width, value = data.draw(st.sampled_from([16, 20, 48])), data.draw(st.sampled_from([8, 16]))
-    lengths = data.draw(st.lists(st.one_of(st.integers(0, 4), st.integers(0, 40)), min_size=1, max_size=4))
-    dtype, page = data.draw(st.sampled_from([torch.float32, torch.float16])), data.draw(st.sampled_from([0, 8, 16]))
-    eighth = data.draw(st.booleans())
-    new = text([queries] * len(lengths), 1, 1, groups, width, value, dtype=dtype)
-    given = text(lengths, 1, 1, groups, width, value, room=48, dtype=dtype, seed=1)
-    table = None
-    if page:
-        given, _ = given.in_pages(page, 1)
-        table = (
-            torch.randperm(given.k.shape[0], device=DEVICE)[: len(lengths) * (48 // page)].view(len(lengths), -1).int()
-        )
-    target = torch.float8_e4m3fn if eighth else dtype
-    k_scale, v_scale = (2.0**-4, 2.0**-12) if eighth else (1.0, 1.0)  # beyond fp8's largest, too
-    if eighth and DEVICE == "cpu":  # Triton's interpreter does not round to fp8 as a GPU does: no number is rounded
-        new = new.to(torch.float8_e4m3fn).to(dtype)
-    ours, theirs = ([x.nan_to_num(5.0).to(target) for x in (given.k, given.v)] for _ in range(2))
-    at = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
-    with use_kernels("triton"):
-        write_cache.write_cache(new.k, new.v, *ours, at, table_BN=table, k_scale=k_scale, v_scale=v_scale)
-    for x, scale, one, other in zip((new.k, new.v), (k_scale, v_scale), ours, theirs, strict=True):
-        paged.write_cache(x, other, at, table, scale)
-        assert torch.equal(one.float(), other.float())
-
-
-def test_latents_written_into_one_tensor() -> None:
-    cache = torch.zeros(2, 8, 24, device=DEVICE)
-    c, rope = torch.ones(2, 1, 16, device=DEVICE), 2 * torch.ones(2, 1, 8, device=DEVICE)
-    lengths = torch.tensor([3, 0], dtype=torch.int32, device=DEVICE)
-    with use_kernels("triton"):
-        write_cache.write_latents(c, rope, cache[..., :16], cache[..., 16:], lengths)
-    expected = torch.zeros_like(cache)
-    expected[0, 2, :16], expected[0, 2, 16:] = 1, 2
-    assert torch.equal(cache, expected)
-
-
 # --- what is refused, and what torch is told
 
 
@@ -473,8 +399,6 @@ def test_what_kernels_cannot_take() -> None:
         assert str(caught.value).startswith("decode_attention: ")
     with use_kernels("triton"), pytest.raises(KernelError, match="no gradient"):
         decode.decode_attention(good.q.requires_grad_(), good.k, good.v, good.lengths)
-    with use_kernels("triton"), pytest.raises(KernelError, match="write_cache: "):
-        write_cache.write_cache(good.k, good.v, good.k[..., :3], good.v, good.lengths)
 
 
 def test_nothing_asked_nothing_made() -> None:
@@ -496,10 +420,6 @@ def test_torch_knows_the_operations() -> None:
         )
         k = given.k.nan_to_num(0.0)
         torch.library.opcheck(torch.ops.dskc.decode_attention, (given.q, k, k[..., :8], *usual, 1.0, 1.0))
-        new = k[:, :1].clone()
-        torch.library.opcheck(
-            torch.ops.dskc.write_cache, (new, new, k.clone(), k.clone(), given.lengths, None, 1.0, 1.0)
-        )
 
 
 @pytest.mark.gpu

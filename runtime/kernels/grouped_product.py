@@ -1,0 +1,261 @@
+"""The kernel of grouped products, with what may be fused into it, and its tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .choice import interpreted
+from .grouped_loop import accumulate, find_tile, rows_to_read, tiles_of_experts
+from .language import tl, triton
+from .row_kernel import KernelError
+from .tuning import Key, Tile, Way, tile
+
+SUPPORTED = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def blocks(warps: int, stages: int, shape: tuple[int, int, int], tma: bool, flat: bool = False) -> Tile:
+    """A tile of `shape` rows, columns and inner indices. tma: copied by the TMA unit, of Hopper and later. flat: a
+    program for each multiprocessor, which goes on with loads of its next tile while it writes one."""
+    m, n, k = shape
+    return tile(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, GROUP=8, TMA=int(tma), FLAT=int(flat))
+
+
+# Tiles by the rows that an expert has, the likeliest best first.
+MANY = (
+    blocks(8, 4, (128, 256, 64), tma=True),
+    blocks(8, 3, (128, 256, 64), tma=True),
+    blocks(8, 3, (128, 256, 64), tma=True, flat=True),
+    blocks(8, 3, (256, 128, 64), tma=True),
+    blocks(4, 3, (128, 128, 64), tma=True),
+    blocks(8, 4, (128, 128, 64), tma=True, flat=True),
+    blocks(8, 3, (128, 256, 64), tma=False),
+    blocks(4, 3, (128, 128, 64), tma=False),
+    blocks(8, 3, (128, 128, 32), tma=False),
+)
+SOME = (
+    blocks(4, 4, (64, 128, 64), tma=True),
+    blocks(4, 3, (64, 256, 64), tma=True),
+    blocks(4, 4, (64, 128, 64), tma=False),
+)
+FEW = (
+    blocks(4, 5, (16, 64, 128), tma=True),
+    blocks(4, 4, (16, 128, 128), tma=True),
+    blocks(4, 4, (32, 128, 64), tma=True),
+    blocks(4, 4, (16, 64, 128), tma=False),
+    blocks(4, 4, (16, 128, 64), tma=False),
+)
+SINGLE = (blocks(8, 3, (128, 128, 32), tma=False), blocks(4, 2, (64, 64, 32), tma=False))  # of fp32
+
+
+def product_tiles(dtype: torch.dtype, rows: int, experts: int, tma: bool) -> list[Way]:
+    """Tiles for `rows` among `experts`, those that fit in the mean first. tma: whether the operands may be copied so."""
+    if dtype == torch.float32:
+        return list(SINGLE)
+    mean = rows / experts
+    lists = (MANY, SOME) if mean > 96 else (SOME, FEW, MANY[4:5]) if mean > 24 else (FEW, SOME)
+    return [way for part in lists for way in part if tma or not way["TMA"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Each row of x times its expert's weight: [R, N]. All that is not None is part of the same kernel.
+
+    x: [R, K], sorted by expert; or with `choices` [T, K], and row r is token order_R[r] // choices. weight: [X, N, K],
+    or flipped [X, K, N]. more: a second pair of the same shapes, whose product is added. bias: [X, N]. factor: by choice,
+    [R]: row r times factor[order_R[r]]. placed: row r is written to row order_R[r]. x_scale: by row of x, and
+    weight_scale [X, N]: of quantised operands. dtype: of the result, that of x when None.
+    """
+
+    x: Tensor
+    weight: Tensor
+    offsets_X: Tensor
+    order_R: Tensor | None = None
+    choices: int = 0
+    flipped: bool = False
+    more: tuple[Tensor, Tensor] | None = None
+    bias: Tensor | None = None
+    factor: Tensor | None = None
+    placed: bool = False
+    x_scale: Tensor | None = None
+    weight_scale: Tensor | None = None
+    dtype: torch.dtype | None = None
+    inexact: int | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.order_R.shape[0] if self.choices and self.order_R is not None else self.x.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.weight.shape[2 if self.flipped else 1]
+
+    @property
+    def key(self) -> Key:
+        options = (self.flipped, self.choices > 0, self.placed, self.factor is not None, self.more is not None)
+        return product_key(self.x, self.rows, self.weight.shape[0], self.columns, *options)
+
+    def ways(self) -> list[Way]:
+        operands = [self.weight] if self.choices else [self.weight, self.x]
+        operands += [] if self.more is None else list(self.more)
+        return product_tiles(self.x.dtype, self.rows, self.weight.shape[0], all(map(fits_tma, operands)))
+
+
+def product_key(x: Tensor, rows: int, experts: int, columns: int, *options: bool) -> Key:
+    """What the choice of a tile depends on: rows to a power of two, the other sizes, dtypes, what is fused."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    return (triton.next_power_of_2(rows), experts, columns, x.shape[-1], dtype, precision(x.dtype), *options)
+
+
+def launch_product(way: Tile, call: Product) -> Tensor:
+    """[R, N] by the kernel, with tiles of this kind."""
+    rows, columns, (experts, inner) = call.rows, call.columns, (call.weight.shape[0], call.x.shape[1])
+    y_RN = torch.empty(rows, columns, dtype=call.dtype or call.x.dtype, device=call.x.device)
+    if not rows:
+        return y_RN
+    x2, weight2 = call.more or (None, None)
+    tma_x = bool(way["TMA"]) and not call.choices
+    product_kernel[grid(way, rows, experts, columns, call.x.device)](
+        rows_operand(call.x, way, tma_x), weight_operand(call.weight, way, call.flipped),
+        x2 if x2 is None else rows_operand(x2, way, tma_x),
+        weight2 if weight2 is None else weight_operand(weight2, way, call.flipped),
+        y_RN, call.bias, call.offsets_X, call.order_R, call.factor, call.x_scale, call.weight_scale,
+        experts, columns, inner, call.choices,
+        call.x.stride(0), *call.weight.stride()[:2],
+        0 if x2 is None else x2.stride(0), *((0, 0) if weight2 is None else weight2.stride()[:2]),
+        FLIPPED=call.flipped, GATHER=call.choices > 0, PLACED=call.placed, TMA_X=tma_x,
+        EVEN_K=inner % way["BLOCK_K"] == 0, PRECISION=precision(call.x.dtype), INEXACT=call.inexact,
+        BLOCK_X=triton.next_power_of_2(experts), **way.options,
+    )  # fmt: skip
+    return y_RN
+
+
+@triton.jit
+def product_kernel(  # type: ignore[no-untyped-def]
+    x, weight, x2, weight2, y_ptr, bias_ptr, offsets_ptr, order_ptr, factor_ptr, x_scale_ptr, weight_scale_ptr,
+    X, N, K, choices, x_stride, stride_X, stride, x2_stride, stride2_X, stride2,
+    FLIPPED: tl.constexpr, GATHER: tl.constexpr, PLACED: tl.constexpr, TMA_X: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, INEXACT: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    """See `Product`."""
+    tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
+    columns = tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
+        expert, row, end, column = find_tile(tile, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
+        column *= BLOCK_N
+        read_M = rows_to_read(row, end, order_ptr, choices, GATHER, BLOCK_M)
+        sum_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        sum_MN = accumulate(
+            sum_MN, x, row, read_M, x_stride, weight, expert, column, N, K, stride_X, stride,
+            FLIPPED, TMA_X, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
+        )  # fmt: skip
+        if x2 is not None:
+            sum_MN = accumulate(
+                sum_MN, x2, row, read_M, x2_stride, weight2, expert, column, N, K, stride2_X, stride2,
+                FLIPPED, TMA_X, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
+            )  # fmt: skip
+        row_M, column_N = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
+        of_expert_N = expert.to(tl.int64) * N + column_N
+        if x_scale_ptr is not None:
+            sum_MN *= tl.load(x_scale_ptr + read_M)[:, None]
+            sum_MN *= tl.load(weight_scale_ptr + of_expert_N, column_N < N, other=0.0)[None, :]
+        if bias_ptr is not None:
+            sum_MN += tl.load(bias_ptr + of_expert_N, column_N < N, other=0.0).to(tl.float32)[None, :]
+        to_M = row_M
+        if order_ptr is not None:
+            choice_M = tl.load(order_ptr + row_M, row_M < end, other=0)
+            if factor_ptr is not None:
+                sum_MN *= tl.load(factor_ptr + choice_M).to(tl.float32)[:, None]
+            if PLACED:
+                to_M = choice_M
+        place_MN = y_ptr + to_M.to(tl.int64)[:, None] * N + column_N[None, :]
+        tl.store(place_MN, sum_MN.to(y_ptr.dtype.element_ty), (row_M < end)[:, None] & (column_N < N)[None, :])
+
+
+# --- what launches share
+
+
+def grid(way: Tile, rows: int, experts: int, columns: int, device: torch.device) -> tuple[int]:
+    """As many programs as there can be tiles, wherever the experts' rows end; those without a tile leave at once."""
+    tiles = (rows // way["BLOCK_M"] + min(experts, rows)) * triton.cdiv(columns, way["BLOCK_N"])
+    return (min(tiles, multiprocessors(device)) if way["FLAT"] else tiles,)
+
+
+def rows_operand(x_RK: Tensor, way: Tile, tma: bool) -> object:
+    """What a kernel is given to load rows from."""
+    return descriptor(x_RK, (way["BLOCK_M"], way["BLOCK_K"])) if tma else x_RK
+
+
+def weight_operand(weight: Tensor, way: Tile, flipped: bool = False) -> object:
+    """What a kernel is given to load an expert's weight from."""
+    block = (way["BLOCK_K"], way["BLOCK_N"]) if flipped else (way["BLOCK_N"], way["BLOCK_K"])
+    return descriptor(weight, (1, *block)) if way["TMA"] else weight
+
+
+def descriptor(tensor: Tensor, block: Sequence[int]) -> object:
+    """The same tensor for the TMA unit, copied in blocks of this shape."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
+
+
+def fits_tma(tensor: Tensor) -> bool:
+    """Whether the TMA unit can copy from it: there is one, and rows begin at multiples of 16 bytes."""
+    size = tensor.element_size()
+    aligned = all(stride > 0 and stride * size % 16 == 0 for stride in tensor.stride()[:-1])
+    return aligned and tensor.stride(-1) == 1 and tensor.data_ptr() % 16 == 0 and _has_tma(tensor.device)
+
+
+def _has_tma(device: torch.device) -> bool:
+    return _capability(device.index or 0) >= 9 if device.type == "cuda" else interpreted()
+
+
+@cache
+def _capability(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run at once, at least; few where Triton interprets, so that they take several tiles."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products of float32 are computed: as torch has been told to."""
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+
+def in_rows(tensor: Tensor) -> Tensor:
+    """The tensor, copied where its last axis does not lie in one piece."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def takes_grouped_mm(*tensors: Tensor) -> bool:
+    """Whether torch's own kernel is a candidate: bf16 on Hopper and later, every row a multiple of 16 bytes."""
+    return all(
+        t.is_cuda and t.dtype == torch.bfloat16 and t.shape[-1] % 8 == 0 and fits_tma(in_rows(t)) for t in tensors
+    )
+
+
+def torch_product(x_RK: Tensor, weight: Tensor, offsets_X: Tensor, flipped: bool = False) -> Tensor:
+    """The product alone, by torch."""
+    return F.grouped_mm(x_RK, weight if flipped else weight.transpose(-2, -1), offs=offsets_X)
+
+
+def check_product(operation: str, x: Tensor, weight: Tensor, offsets_X: Tensor) -> None:
+    """Raises KernelError unless x is [rows, D], weight [X, F, D] of the same dtype, offsets_X int32 [X]."""
+    if x.dtype not in SUPPORTED:
+        kinds = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED)
+        raise KernelError(f"{operation}: rows are {x.dtype}, and the kernels take {kinds}")
+    if weight.ndim != 3 or x.ndim != 2 or weight.shape[2] != x.shape[1] or 0 in weight.shape:
+        raise KernelError(f"{operation}: rows {list(x.shape)} do not fit a weight {list(weight.shape)}: [X, F, D]")
+    if offsets_X.shape != weight.shape[:1] or offsets_X.dtype != torch.int32:
+        raise KernelError(f"{operation}: offsets are {offsets_X.dtype} {list(offsets_X.shape)}, not int32 [X]")
+    if not x.device == weight.device == offsets_X.device:
+        raise KernelError(f"{operation}: tensors are on {x.device}, {weight.device} and {offsets_X.device}")

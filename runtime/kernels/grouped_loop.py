@@ -122,3 +122,9 @@ def accumulate_two(  # type: ignore[no-untyped-def]
         one_MN = tl.dot(x_MK, one_KN, one_MN, input_precision=PRECISION)
         two_MN = tl.dot(x_MK, two_KN, two_MN, input_precision=PRECISION)
     return one_MN, two_MN
+
+
+@triton.jit
+def halves(x_MN, BLOCK_M: tl.constexpr, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The left and the right half of a tile's columns."""
+    return tl.split(tl.permute(tl.reshape(x_MN, (BLOCK_M, 2, HALF)), (0, 2, 1)))

@@ -11,9 +11,7 @@ from .tuning import run_best, tile
 TILES = (tile(4, 1, BLOCK_D=1024), tile(8, 1, BLOCK_D=2048), tile(4, 1, BLOCK_D=512), tile(2, 1, BLOCK_D=256))
 
 
-def combine_rows(
-    y_RD: Tensor, choices: int, home_R: Tensor | None = None, factor_R: Tensor | None = None
-) -> Tensor:
+def combine_rows(y_RD: Tensor, choices: int, home_R: Tensor | None = None, factor_R: Tensor | None = None) -> Tensor:
     """The sum of the rows of each token's choices, [T, D], in float32 and then in the dtype of y_RD.
 
     y_RD lies by choice, or with home_R choice c is its row home_R[c]. factor_R: by choice, what each row is multiplied

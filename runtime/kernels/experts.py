@@ -23,6 +23,14 @@ from .sorting import Routing, sort_by_expert
 from .tuning import Tile, Way, run_best
 
 
+class Weights(NamedTuple):
+    """Of each expert's products: gate_XFD and up_XFD [X, F, D], down_XDF [X, D, F]."""
+
+    gate_XFD: Tensor
+    up_XFD: Tensor
+    down_XDF: Tensor
+
+
 class Biases(NamedTuple):
     """Of each expert's products: gate_XF and up_XF [X, F], down_XD [X, D]."""
 
@@ -48,15 +56,15 @@ def experts(
     activation, grouped_linear, combine. Differentiable (once) in all floating tensors.
 
     x_TD: bf16, fp16 or fp32, [..., D]. chosen_TK: int64 [..., K], indices below X. weight_TK: [..., K], floating; its
-    product is taken in float32. gate_XFD, up_XFD: [X, F, D], down_XDF: [X, D, F], biases: all cast to the dtype of x_TD.
-    keep: whether forward keeps gate and up for backward (2 T K F numbers), or backward computes them again. Raises
-    KernelError for other dtypes, devices and shapes.
+    product is taken in float32. gate_XFD, up_XFD: [X, F, D], down_XDF: [X, D, F], and the biases are cast to the dtype
+    of x_TD. keep: whether forward keeps gate and up for backward (2 T K F numbers), or backward computes them again.
+    Raises KernelError for other dtypes, devices and shapes.
     """
-    weights = [w.to(x_TD.dtype) for w in (gate_XFD, up_XFD, down_XDF)]
+    weights = Weights(*(w.to(x_TD.dtype) for w in (gate_XFD, up_XFD, down_XDF)))
     given = Biases(*(b.to(x_TD.dtype) for b in biases)) if biases is not None else None
     if not kernels_in_use(x_TD.device):
-        return _reference(x_TD, chosen_TK, weight_TK, *weights, activation, given)
-    _check(x_TD, chosen_TK, weight_TK, *weights, given)
+        return _reference(x_TD, chosen_TK, weight_TK, weights, activation, given)
+    _check(x_TD, chosen_TK, weight_TK, weights, given)
     floating = [x_TD, weight_TK, *weights, *(given or ())]
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in floating)
     flat_TD, flat_TK = x_TD.reshape(-1, x_TD.shape[-1]), weight_TK.reshape(-1, weight_TK.shape[-1])
@@ -66,10 +74,10 @@ def experts(
 
 
 def _reference(
-    x: Tensor, chosen: Tensor, weight: Tensor, gate: Tensor, up: Tensor, down: Tensor,
-    activation: GatedActivation, biases: Biases | None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, chosen: Tensor, weight: Tensor, weights: Weights, activation: GatedActivation, biases: Biases | None
+) -> Tensor:
     """The same in PyTorch."""
+    gate, up, down = weights
     rows = reference.dispatch(x, chosen, gate.shape[0])
     gate_bias, up_bias, down_bias = biases or (None, None, None)
     gate_RF = reference.grouped_linear(rows.x_RD, gate, rows.offsets_X, gate_bias)
@@ -78,33 +86,32 @@ def _reference(
     return reference.combine(reference.grouped_linear(hidden_RF, down, rows.offsets_X, down_bias), rows, weight)
 
 
-def _check(
-    x: Tensor, chosen: Tensor, weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, biases: Biases | None
-) -> None:
+def _check(x: Tensor, chosen: Tensor, weight: Tensor, weights: Weights, biases: Biases | None) -> None:
     if x.dtype not in SUPPORTED:
         kinds = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED)
         raise KernelError(f"experts: tokens are {x.dtype}, and the kernels take {kinds}")
+    gate, up, down = weights
     if gate.ndim != 3 or gate.shape != up.shape or down.shape != (gate.shape[0], gate.shape[2], gate.shape[1]):
-        raise KernelError(f"experts: weights are {list(gate.shape)}, {list(up.shape)}, {list(down.shape)}; they must be "
-                          "[X, F, D] twice and [X, D, F]")  # fmt: skip
+        shapes = ", ".join(str(list(w.shape)) for w in weights)
+        raise KernelError(f"experts: weights are {shapes}; they must be [X, F, D] twice and [X, D, F]")
     if 0 in gate.shape or not x.ndim or x.shape[-1] != gate.shape[2]:
         raise KernelError(f"experts: tokens {list(x.shape)} do not fit a weight {list(gate.shape)}: [X, F, D]")
     if chosen.shape != weight.shape or chosen.shape[:-1] != x.shape[:-1] or not chosen.shape[-1:].numel():
-        raise KernelError(f"experts: tokens {list(x.shape)}, choices {list(chosen.shape)}, weights {list(weight.shape)}")
+        raise KernelError(
+            f"experts: tokens {list(x.shape)}, choices {list(chosen.shape)}, weights {list(weight.shape)}"
+        )
     if chosen.dtype not in (torch.int64, torch.int32) or not weight.is_floating_point():
         raise KernelError(f"experts: choices are {chosen.dtype}, which must be int64, and weights {weight.dtype}")
     experts, inner, width = gate.shape
     if biases is not None and tuple(b.shape for b in biases) != ((experts, inner), (experts, inner), (experts, width)):
-        raise KernelError(f"experts: biases are {[list(b.shape) for b in biases]}; they must be [X, F] twice and [X, D]")
+        raise KernelError(
+            f"experts: biases are {[list(b.shape) for b in biases]}; they must be [X, F] twice and [X, D]"
+        )
     if any(t.device != x.device for t in (chosen, weight, gate, up, down, *(biases or ()))):
         raise KernelError(f"experts: some tensors are not on {x.device}, where the tokens are")
 
 
 # --- the operators
-
-
-Optional = Tensor | None
-Nine = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("dskc::kernel_experts", mutates_args=())
@@ -129,10 +136,10 @@ def _(
     x: Tensor, chosen: Tensor, weight: Tensor, gate: Tensor, up: Tensor, down: Tensor,
     gate_bias: Tensor | None, up_bias: Tensor | None, down_bias: Tensor | None, activation: str, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    rows, number = chosen.shape[0] * chosen.shape[1], {"dtype": torch.int32}
+    rows = chosen.shape[0] * chosen.shape[1]
     kept = (rows, gate.shape[1]) if keep else (0,)
-    order, home = x.new_empty(rows, **number), x.new_empty(rows, **number)
-    return torch.empty_like(x), x.new_empty(gate.shape[0], **number), order, home, x.new_empty(kept), x.new_empty(kept)
+    offsets, order, home = (x.new_empty(size, dtype=torch.int32) for size in (gate.shape[0], rows, rows))
+    return x.new_empty(x.shape), offsets, order, home, x.new_empty(kept), x.new_empty(kept)
 
 
 @torch.library.custom_op("dskc::kernel_experts_backward", mutates_args=())

@@ -12,7 +12,16 @@ from torch import Tensor
 from .. import reference
 from .grouped_loop import accumulate, accumulate_two, find_tile, halves, rows_to_read, tiles_of_experts
 from .grouped_product import (
-    FEW, SINGLE, SOME, blocks, fits_tma, grid, precision, product_key, rows_operand, takes_grouped_mm, torch_product,
+    FEW,
+    SINGLE,
+    SOME,
+    blocks,
+    fits_tma,
+    grid,
+    precision,
+    product_key,
+    takes_grouped_mm,
+    torch_product,
     weight_operand,
 )  # fmt: skip
 from .language import tl, triton
@@ -58,9 +67,7 @@ def silu_gate_gradient(gate, up, grad):  # type: ignore[no-untyped-def]
     return grad * up * share * (1 + gate * (1 - share)), grad * gate * share
 
 
-SILU_GATE = GatedActivation(
-    "silu_gate", silu_gate, silu_gate_gradient, lambda gate, up: reference.silu(gate) * up
-)
+SILU_GATE = GatedActivation("silu_gate", silu_gate, silu_gate_gradient, lambda gate, up: reference.silu(gate) * up)
 
 # Tiles of kernels with two sums, or with much to do behind their loop: BLOCK_N is of each.
 PAIRED = (
@@ -104,26 +111,23 @@ def gated(call: Gated, hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor 
     """hidden, gate and up, [R, F] sorted by expert: the first with `hidden`, the others, which backward reads, with
     `keep`. The activation sees gate and up rounded to their dtype, kept or not."""
     x, rows, (experts, columns, _) = call.x_TD, call.routing.order_R.shape[0], call.gate.shape
-    made = [torch.empty(rows, columns, dtype=x.dtype, device=x.device) if w else None for w in (hidden, keep, keep)]
-    if not rows:
-        return made[0], made[1], made[2]
-    tma = fits_tma(call.gate) and fits_tma(call.up)
-    ways = paired_tiles(x.dtype, rows, experts, tma)
+    ways = paired_tiles(x.dtype, rows, experts, fits_tma(call.gate) and fits_tma(call.up))
     if takes_grouped_mm(x, call.gate, call.up) and call.gate_bias is None:
         ways.append(Way("torch grouped_mm"))
-    key = product_key(x, rows, experts, columns, hidden, keep)
-    return run_best("experts.gated", key, ways, lambda way: _gated(way, call, made))
+    key = product_key(x, rows, experts, columns, hidden, keep, call.gate_bias is not None)
+    return run_best("experts.gated", key, ways, lambda way: _gated(way, call, hidden, keep))
 
 
-def _gated(way: Way, call: Gated, made: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    hidden, gate, up = made
+def _gated(way: Way, call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, (offsets_X, order_R, _), (experts, columns, inner) = call.x_TD, call.routing, call.gate.shape
+    rows = order_R.shape[0]
     if not isinstance(way, Tile):
-        x_RD = x.index_select(0, order_R // call.choices)
-        gate, up = (torch_product(x_RD, weight, offsets_X) for weight in (call.gate, call.up))
-        if hidden is not None:
-            count = hidden.numel()
-            activate_kernel[(triton.cdiv(count, 2048),)](gate, up, hidden, count, call.activation.value, 2048)
+        return _gated_by_torch(call, with_hidden, keep)
+    hidden, gate, up = (
+        torch.empty(rows, columns, dtype=x.dtype, device=x.device) if wanted else None
+        for wanted in (with_hidden, keep, keep)
+    )
+    if not rows:
         return hidden, gate, up
     gated_kernel[grid(way, order_R.shape[0], experts, columns, x.device)](
         x, weight_operand(call.gate, way), weight_operand(call.up, way), hidden, gate, up, call.gate_bias, call.up_bias,
@@ -132,6 +136,16 @@ def _gated(way: Way, call: Gated, made: list[Tensor | None]) -> tuple[Tensor | N
         PRECISION=precision(x.dtype), BLOCK_X=triton.next_power_of_2(experts), **way.options,
     )  # fmt: skip
     return hidden, gate, up
+
+
+def _gated_by_torch(call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x_RD = call.x_TD.index_select(0, call.routing.order_R // call.choices)
+    gate, up = (torch_product(x_RD, weight, call.routing.offsets_X) for weight in (call.gate, call.up))
+    hidden = torch.empty_like(gate) if with_hidden else None
+    if hidden is not None and hidden.numel():
+        grid = (triton.cdiv(hidden.numel(), 2048),)
+        activate_kernel[grid](gate, up, hidden, hidden.numel(), call.activation.value, 2048)
+    return (hidden, gate, up) if keep else (hidden, None, None)
 
 
 @triton.jit
@@ -145,8 +159,8 @@ def gated_kernel(  # type: ignore[no-untyped-def]
     """See `gated`."""
     tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
     columns = tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
-        expert, row, end, column = find_tile(tile, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
+    for number in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
+        expert, row, end, column = find_tile(number, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
         column *= BLOCK_N
         read_M = rows_to_read(row, end, order_ptr, choices, True, BLOCK_M)
         gate_MN, up_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -201,10 +215,12 @@ class GatedGradient:
     activation: GatedActivation
 
 
-def gated_gradient(call: GatedGradient, hidden: bool, share: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def gated_gradient(
+    call: GatedGradient, hidden: bool, share: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of gate and up, [R, F]; with `hidden` what the down product's rows were, each times its factor,
     [R, F]; with `share` the gradient of each factor, by choice, [R] in float32, but for a bias behind the product."""
-    gate, (experts, inner, columns) = call.gate, call.down.shape
+    gate, (experts, _, columns) = call.gate, call.down.shape
     rows = gate.shape[0]
     if not rows:
         factor = gate.new_empty(0, dtype=torch.float32) if share else None
@@ -256,8 +272,8 @@ def gated_gradient_kernel(  # type: ignore[no-untyped-def]
     hidden`: in parts, one for each tile of columns."""
     tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
     columns = tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
-        expert, row, end, part = find_tile(tile, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
+    for number in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
+        expert, row, end, part = find_tile(number, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
         column = part * BLOCK_N
         read_M = rows_to_read(row, end, order_ptr, choices, True, BLOCK_M)
         grad_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

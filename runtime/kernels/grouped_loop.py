@@ -68,7 +68,7 @@ def load_weight(  # type: ignore[no-untyped-def]
     weight, expert, column, k, N, K, stride_X, stride,
     FLIPPED: tl.constexpr, TMA: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_K, BLOCK_N] of an expert's weight, zeros beyond N and K: from [X, N, K], or with FLIPPED from [X, K, N]."""
+    """[BLOCK_K, BLOCK_N] of an expert's weight [X, N, K], or with FLIPPED [X, K, N]; zeros beyond N and K."""
     if TMA:
         if FLIPPED:
             weight_KN = tl.reshape(weight.load([expert, k, column]), (BLOCK_K, BLOCK_N))

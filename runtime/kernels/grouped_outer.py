@@ -113,13 +113,21 @@ def outer_kernel(  # type: ignore[no-untyped-def]
     whole = start + (end - start) // BLOCK_K * BLOCK_K if TMA_Y or TMA_X else end
     sum_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for row in tl.range(start, whole, BLOCK_K):
-        y_KM = _rows(y, row, end, line, F, y_stride, order_ptr, choices, GATHER_Y, TMA_Y, False, EVEN_M, BLOCK_K, BLOCK_M)
-        x_KN = _rows(x, row, end, column, D, x_stride, order_ptr, choices, GATHER_X, TMA_X, False, EVEN_N, BLOCK_K, BLOCK_N)
+        y_KM = _rows(
+            y, row, end, line, F, y_stride, order_ptr, choices, GATHER_Y, TMA_Y, False, EVEN_M, BLOCK_K, BLOCK_M
+        )
+        x_KN = _rows(
+            x, row, end, column, D, x_stride, order_ptr, choices, GATHER_X, TMA_X, False, EVEN_N, BLOCK_K, BLOCK_N
+        )
         sum_MN = tl.dot(y_KM.T, x_KN, sum_MN, input_precision=PRECISION)
     if TMA_Y or TMA_X:  # noqa: SIM102
         if whole < end:
-            y_KM = _rows(y, whole, end, line, F, y_stride, order_ptr, choices, GATHER_Y, TMA_Y, True, EVEN_M, BLOCK_K, BLOCK_M)
-            x_KN = _rows(x, whole, end, column, D, x_stride, order_ptr, choices, GATHER_X, TMA_X, True, EVEN_N, BLOCK_K, BLOCK_N)
+            y_KM = _rows(
+                y, whole, end, line, F, y_stride, order_ptr, choices, GATHER_Y, TMA_Y, True, EVEN_M, BLOCK_K, BLOCK_M
+            )
+            x_KN = _rows(
+                x, whole, end, column, D, x_stride, order_ptr, choices, GATHER_X, TMA_X, True, EVEN_N, BLOCK_K, BLOCK_N
+            )
             sum_MN = tl.dot(y_KM.T, x_KN, sum_MN, input_precision=PRECISION)
     line_M, column_N = line + tl.arange(0, BLOCK_M)[:, None], column + tl.arange(0, BLOCK_N)[None, :]
     place_MN = product_ptr + (expert.to(tl.int64) * F + line_M) * D + column_N

@@ -54,7 +54,7 @@ SINGLE = (blocks(8, 3, (128, 128, 32), tma=False), blocks(4, 2, (64, 64, 32), tm
 
 
 def product_tiles(dtype: torch.dtype, rows: int, experts: int, tma: bool) -> list[Way]:
-    """Tiles for `rows` among `experts`, those that fit in the mean first. tma: whether the operands may be copied so."""
+    """Tiles for `rows` among `experts`, those that fit in the mean first. tma: whether operands may be copied so."""
     if dtype == torch.float32:
         return list(SINGLE)
     mean = rows / experts
@@ -67,9 +67,10 @@ class Product:
     """Each row of x times its expert's weight: [R, N]. All that is not None is part of the same kernel.
 
     x: [R, K], sorted by expert; or with `choices` [T, K], and row r is token order_R[r] // choices. weight: [X, N, K],
-    or flipped [X, K, N]. more: a second pair of the same shapes, whose product is added. bias: [X, N]. factor: by choice,
-    [R]: row r times factor[order_R[r]]. placed: row r is written to row order_R[r]. x_scale: by row of x, and
-    weight_scale [X, N]: of quantised operands. dtype: of the result, that of x when None.
+    or flipped [X, K, N]. more: a second pair of the same shapes, whose product is added. bias: [X, N]. factor: [R], by
+    choice: row r is multiplied with factor[order_R[r]]. placed: row r is written to row order_R[r]. x_scale: by row of
+    x, and weight_scale [X, N]: of quantised operands. dtype: of the result, that of x when None. inexact: how many
+    products of fp8 numbers the tensor cores sum by themselves, None for all.
     """
 
     x: Tensor
@@ -129,7 +130,8 @@ def launch_product(way: Tile, call: Product) -> Tensor:
         call.x.stride(0), *call.weight.stride()[:2],
         0 if x2 is None else x2.stride(0), *((0, 0) if weight2 is None else weight2.stride()[:2]),
         FLIPPED=call.flipped, GATHER=call.choices > 0, PLACED=call.placed, TMA_X=tma_x,
-        EVEN_K=inner % way["BLOCK_K"] == 0, PRECISION=precision(call.x.dtype), INEXACT=call.inexact,
+        EVEN_K=inner % way["BLOCK_K"] == 0, PRECISION=precision(call.x.dtype),
+        INEXACT=call.inexact and min(call.inexact, way["BLOCK_K"]),
         BLOCK_X=triton.next_power_of_2(experts), **way.options,
     )  # fmt: skip
     return y_RN
@@ -146,8 +148,8 @@ def product_kernel(  # type: ignore[no-untyped-def]
     """See `Product`."""
     tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
     columns = tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
-        expert, row, end, column = find_tile(tile, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
+    for number in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
+        expert, row, end, column = find_tile(number, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
         column *= BLOCK_N
         read_M = rows_to_read(row, end, order_ptr, choices, GATHER, BLOCK_M)
         sum_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -13,10 +13,9 @@ from .. import reference
 from .grouped_loop import accumulate, accumulate_two, find_tile, halves, rows_to_read, tiles_of_experts
 from .grouped_product import (
     FEW,
-    SINGLE,
     SOME,
     blocks,
-    fits_tma,
+    fitting,
     grid,
     precision,
     product_key,
@@ -81,13 +80,10 @@ PAIRED = (
 )
 
 
-def paired_tiles(dtype: torch.dtype, rows: int, experts: int, tma: bool) -> list[Way]:
-    """Tiles for `rows` among `experts`, those that fit in the mean first."""
-    if dtype == torch.float32:
-        return list(SINGLE)
-    mean = rows / experts
-    lists = (PAIRED, SOME[:1]) if mean > 96 else (SOME, FEW, PAIRED[3:4]) if mean > 24 else (FEW, SOME)
-    return [way for part in lists for way in part if tma or not way["TMA"]]
+def paired_tiles(rows: int, experts: int) -> tuple[Tile, ...]:
+    """Tiles for `rows` among `experts`, those that fit the mean first."""
+    some, mean = (SOME[0], SOME[2]), rows / experts
+    return PAIRED + some[:1] if mean > 96 else some + FEW + PAIRED[3:4] if mean > 24 else FEW + some
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +107,7 @@ def gated(call: Gated, hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor 
     """hidden, gate and up, [R, F] sorted by expert: the first with `hidden`, the others, which backward reads, with
     `keep`. The activation sees gate and up rounded to their dtype, kept or not."""
     x, rows, (experts, columns, _) = call.x_TD, call.routing.order_R.shape[0], call.gate.shape
-    ways = paired_tiles(x.dtype, rows, experts, fits_tma(call.gate) and fits_tma(call.up))
+    ways = fitting(paired_tiles(rows, experts), [call.gate, call.up], [x])
     if takes_grouped_mm(x, call.gate, call.up) and call.gate_bias is None:
         ways.append(Way("torch grouped_mm"))
     key = product_key(x, rows, experts, columns, hidden, keep, call.gate_bias is not None)
@@ -143,8 +139,8 @@ def _gated_by_torch(call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor 
     gate, up = (torch_product(x_RD, weight, call.routing.offsets_X) for weight in (call.gate, call.up))
     hidden = torch.empty_like(gate) if with_hidden else None
     if hidden is not None and hidden.numel():
-        grid = (triton.cdiv(hidden.numel(), 2048),)
-        activate_kernel[grid](gate, up, hidden, hidden.numel(), call.activation.value, 2048)
+        programs = triton.cdiv(hidden.numel(), 2048)
+        activate_kernel[(programs,)](gate, up, hidden, hidden.numel(), call.activation.value, 2048)
     return (hidden, gate, up) if keep else (hidden, None, None)
 
 
@@ -154,7 +150,7 @@ def gated_kernel(  # type: ignore[no-untyped-def]
     X, N, K, choices, x_stride, gate_stride_X, gate_stride, up_stride_X, up_stride,
     ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_X: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
-    FLAT: tl.constexpr,
+    FLAT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `gated`."""
     tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
@@ -225,7 +221,7 @@ def gated_gradient(
     if not rows:
         factor = gate.new_empty(0, dtype=torch.float32) if share else None
         return torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate) if hidden else None, factor
-    ways = paired_tiles(gate.dtype, rows, experts, fits_tma(call.down))
+    ways = fitting(paired_tiles(rows, experts), [call.down], [call.grad_TD])
     if takes_grouped_mm(call.grad_TD, call.down):
         ways.append(Way("torch grouped_mm"))
     key = product_key(call.grad_TD, rows, experts, columns, hidden, share)
@@ -266,7 +262,7 @@ def gated_gradient_kernel(  # type: ignore[no-untyped-def]
     offsets_ptr, order_ptr, X, N, K, R, choices, grad_stride, down_stride_X, down_stride,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_X: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
-    FLAT: tl.constexpr,
+    FLAT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `gated_gradient`. A factor's gradient is that of its row, `grad . (hidden @ down.T)`, as `(grad @ down) .
     hidden`: in parts, one for each tile of columns."""
@@ -279,7 +275,7 @@ def gated_gradient_kernel(  # type: ignore[no-untyped-def]
         grad_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         grad_MN = accumulate(
             grad_MN, grad_ptr, row, read_M, grad_stride, down, expert, column, N, K, down_stride_X, down_stride,
-            True, False, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, None,
+            True, False, TMA, EVEN_K, False, BLOCK_N, BLOCK_K, PRECISION, None,
         )  # fmt: skip
         row_M = row + tl.arange(0, BLOCK_M)
         choice_M = tl.load(order_ptr + row_M, row_M < end, other=0)

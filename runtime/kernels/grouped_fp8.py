@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grouped_product import Product, blocks, fits_tma, in_rows, launch_product
+from .grouped_product import Product, aligned, blocks, fitting, has_tma, in_rows, launch_product
 from .language import tl, triton
 from .row_kernel import KernelError
 from .tuning import Tile, Way, run_best
@@ -57,13 +57,11 @@ def grouped_linear_fp8(
 
 
 def _ways(call: Product, exact: bool) -> list[Way]:
-    operands = [call.weight] if call.choices else [call.weight, call.x]
-    tma = all(map(fits_tma, operands))
-    many = EXACT if exact else FAST
-    lists = (many, FEW) if call.rows > 32 * call.weight.shape[0] else (FEW, many)
-    ways: list[Way] = [way for part in lists for way in part if tma or not way["TMA"]]
-    whole = all(size % 16 == 0 for size in call.weight.shape[1:])
-    if call.x.is_cuda and tma and whole and call.dtype == torch.bfloat16 and hasattr(torch, "_scaled_grouped_mm"):
+    many, few = EXACT if exact else FAST, call.rows <= 32 * call.weight.shape[0]
+    tiles = FEW + many if few else many + FEW
+    ways = fitting(tiles, [call.weight], [call.x]) if call.choices else fitting(tiles, [call.weight, call.x])
+    whole = all(size % 16 == 0 for size in call.weight.shape[1:]) and aligned(call.x) and has_tma(call.x.device)
+    if call.x.is_cuda and whole and call.dtype == torch.bfloat16 and hasattr(torch, "_scaled_grouped_mm"):
         ways.append(Way("torch _scaled_grouped_mm"))
     return ways
 

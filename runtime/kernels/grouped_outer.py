@@ -8,23 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .grouped_product import blocks, descriptor, fits_tma, precision, takes_grouped_mm
+from .grouped_product import blocks, descriptor, fitting, precision, takes_grouped_mm
 from .language import tl, triton
 from .tuning import Key, Tile, Way, run_best
 
-# BLOCK_K counts rows here. Where rows are gathered, half of the stages wait for where they are: hence five.
+# BLOCK_K counts rows here.
 OUTER = (
-    blocks(8, 5, (128, 256, 64), tma=False),
-    blocks(8, 3, (128, 256, 64), tma=False),
-    blocks(8, 3, (128, 256, 64), tma=True),
     blocks(8, 4, (128, 256, 64), tma=True),
+    blocks(8, 3, (128, 256, 64), tma=True),
+    blocks(8, 3, (128, 256, 64), tma=False),
     blocks(8, 3, (256, 128, 64), tma=True),
     blocks(4, 3, (128, 128, 64), tma=True),
     blocks(4, 3, (128, 128, 64), tma=False),
     blocks(8, 3, (128, 128, 64), tma=False),
     blocks(8, 3, (128, 128, 32), tma=False),
 )
-SINGLE = (blocks(8, 3, (128, 128, 32), tma=False), blocks(4, 2, (64, 64, 32), tma=False))  # of fp32
+# Where rows are gathered, half of the stages wait to know where they are.
+GATHERED = (
+    blocks(8, 5, (128, 256, 64), tma=False),
+    blocks(8, 5, (128, 256, 64), tma=True),
+    blocks(8, 5, (256, 128, 64), tma=False),
+    blocks(4, 5, (128, 128, 64), tma=False),
+    blocks(8, 5, (128, 128, 64), tma=False),
+    blocks(8, 7, (128, 128, 64), tma=False),
+    blocks(8, 3, (128, 128, 64), tma=False),
+    blocks(8, 3, (128, 128, 32), tma=False),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +64,7 @@ class Outer:
         return (rows, *shape, dtype, precision(self.x.dtype), self.gather_y, self.gather_x)
 
     def ways(self) -> list[Way]:
-        sorted_ = [t for t, gathered in ((self.y, self.gather_y), (self.x, self.gather_x)) if not gathered]
-        if self.x.dtype == torch.float32:
-            return list(SINGLE)
-        ways: list[Way] = [way for way in OUTER if not way["TMA"] or all(map(fits_tma, sorted_))]
+        ways = fitting(GATHERED if self.order_R is not None else OUTER, [self.y, self.x])
         if takes_grouped_mm(self.y, self.x) and self.dtype == self.x.dtype:
             ways.append(Way("torch grouped_mm"))
         return ways
@@ -99,7 +105,7 @@ def outer_kernel(  # type: ignore[no-untyped-def]
     y, x, product_ptr, offsets_ptr, order_ptr, F, D, choices, y_stride, x_stride,
     GATHER_Y: tl.constexpr, GATHER_X: tl.constexpr, TMA_Y: tl.constexpr, TMA_X: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `Outer`. A program has one tile of one expert, and goes through the expert's rows."""
     down, across = tl.cdiv(F, BLOCK_M), tl.cdiv(D, BLOCK_N)

@@ -19,11 +19,15 @@ from .tuning import Key, Tile, Way, tile
 SUPPORTED = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def blocks(warps: int, stages: int, shape: tuple[int, int, int], tma: bool, flat: bool = False) -> Tile:
+def blocks(
+    warps: int, stages: int, shape: tuple[int, int, int], tma: bool, flat: bool = False, split: bool = False
+) -> Tile:
     """A tile of `shape` rows, columns and inner indices. tma: copied by the TMA unit, of Hopper and later. flat: a
-    program for each multiprocessor, which goes on with loads of its next tile while it writes one."""
+    program for each multiprocessor, which goes on with loads of its next tile while it writes one. split: some warps
+    load, and twice as many as said multiply."""
     m, n, k = shape
-    return tile(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, GROUP=8, TMA=int(tma), FLAT=int(flat))
+    options = {"GROUP": 8, "TMA": int(tma), "FLAT": int(flat), "SPLIT": int(split)}
+    return tile(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, **options)
 
 
 # Tiles by the rows that an expert has, the likeliest best first.
@@ -34,6 +38,7 @@ MANY = (
     blocks(8, 3, (256, 128, 64), tma=True),
     blocks(4, 3, (128, 128, 64), tma=True),
     blocks(8, 4, (128, 128, 64), tma=True, flat=True),
+    blocks(4, 3, (128, 256, 64), tma=True, split=True),
     blocks(8, 3, (128, 256, 64), tma=False),
     blocks(4, 3, (128, 128, 64), tma=False),
     blocks(8, 3, (128, 128, 32), tma=False),
@@ -51,15 +56,23 @@ FEW = (
     blocks(4, 4, (16, 128, 64), tma=False),
 )
 SINGLE = (blocks(8, 3, (128, 128, 32), tma=False), blocks(4, 2, (64, 64, 32), tma=False))  # of fp32
+ODD = (blocks(8, 2, (128, 64, 32), tma=False), blocks(4, 2, (64, 64, 32), tma=False))  # rows that lie unaligned
 
 
-def product_tiles(dtype: torch.dtype, rows: int, experts: int, tma: bool) -> list[Way]:
-    """Tiles for `rows` among `experts`, those that fit in the mean first. tma: whether operands may be copied so."""
-    if dtype == torch.float32:
-        return list(SINGLE)
+def product_tiles(rows: int, experts: int) -> tuple[Tile, ...]:
+    """Tiles for `rows` among `experts`, those that fit the mean first."""
     mean = rows / experts
-    lists = (MANY, SOME) if mean > 96 else (SOME, FEW, MANY[4:5]) if mean > 24 else (FEW, SOME)
-    return [way for part in lists for way in part if tma or not way["TMA"]]
+    return MANY + SOME[:1] if mean > 96 else SOME + FEW + MANY[4:5] if mean > 24 else FEW + SOME
+
+
+def fitting(tiles: Sequence[Tile], copied: Sequence[Tensor], gathered: Sequence[Tensor] = ()) -> list[Way]:
+    """Those of some tiles that can be taken for such operands. The TMA unit copies whole tiles, and gathers nothing."""
+    if copied[0].dtype == torch.float32:
+        return list(SINGLE)
+    if not all(map(aligned, (*copied, *gathered))):
+        return list(ODD)
+    tma = has_tma(copied[0].device)
+    return [way for way in tiles if (tma or not way["TMA"]) and not (gathered and way["SPLIT"])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +115,9 @@ class Product:
         return product_key(self.x, self.rows, self.weight.shape[0], self.columns, *options)
 
     def ways(self) -> list[Way]:
-        operands = [self.weight] if self.choices else [self.weight, self.x]
-        operands += [] if self.more is None else list(self.more)
-        return product_tiles(self.x.dtype, self.rows, self.weight.shape[0], all(map(fits_tma, operands)))
+        copied = [self.weight, *(self.more or ())]
+        tiles = product_tiles(self.rows, self.weight.shape[0])
+        return fitting(tiles, copied, [self.x]) if self.choices else fitting(tiles, [*copied, self.x])
 
 
 def product_key(x: Tensor, rows: int, experts: int, columns: int, *options: bool) -> Key:
@@ -143,7 +156,7 @@ def product_kernel(  # type: ignore[no-untyped-def]
     X, N, K, choices, x_stride, stride_X, stride, x2_stride, stride2_X, stride2,
     FLIPPED: tl.constexpr, GATHER: tl.constexpr, PLACED: tl.constexpr, TMA_X: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, INEXACT: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `Product`."""
     tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
@@ -155,12 +168,12 @@ def product_kernel(  # type: ignore[no-untyped-def]
         sum_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         sum_MN = accumulate(
             sum_MN, x, row, read_M, x_stride, weight, expert, column, N, K, stride_X, stride,
-            FLIPPED, TMA_X, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
+            FLIPPED, TMA_X, TMA, EVEN_K, SPLIT, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
         )  # fmt: skip
         if x2 is not None:
             sum_MN = accumulate(
                 sum_MN, x2, row, read_M, x2_stride, weight2, expert, column, N, K, stride2_X, stride2,
-                FLIPPED, TMA_X, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
+                FLIPPED, TMA_X, TMA, EVEN_K, SPLIT, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
             )  # fmt: skip
         row_M, column_N = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
         of_expert_N = expert.to(tl.int64) * N + column_N
@@ -207,14 +220,15 @@ def descriptor(tensor: Tensor, block: Sequence[int]) -> object:
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
 
 
-def fits_tma(tensor: Tensor) -> bool:
-    """Whether the TMA unit can copy from it: there is one, and rows begin at multiples of 16 bytes."""
+def aligned(tensor: Tensor) -> bool:
+    """Whether its rows lie in one piece each, and begin at multiples of 16 bytes."""
     size = tensor.element_size()
-    aligned = all(stride > 0 and stride * size % 16 == 0 for stride in tensor.stride()[:-1])
-    return aligned and tensor.stride(-1) == 1 and tensor.data_ptr() % 16 == 0 and _has_tma(tensor.device)
+    even = all(stride > 0 and stride * size % 16 == 0 for stride in tensor.stride()[:-1])
+    return even and tensor.stride(-1) == 1 and tensor.data_ptr() % 16 == 0
 
 
-def _has_tma(device: torch.device) -> bool:
+def has_tma(device: torch.device) -> bool:
+    """Whether there is a TMA unit; there is where Triton interprets."""
     return _capability(device.index or 0) >= 9 if device.type == "cuda" else interpreted()
 
 
@@ -241,7 +255,8 @@ def in_rows(tensor: Tensor) -> Tensor:
 def takes_grouped_mm(*tensors: Tensor) -> bool:
     """Whether torch's own kernel is a candidate: bf16 on Hopper and later, every row a multiple of 16 bytes."""
     return all(
-        t.is_cuda and t.dtype == torch.bfloat16 and t.shape[-1] % 8 == 0 and fits_tma(in_rows(t)) for t in tensors
+        t.is_cuda and t.dtype == torch.bfloat16 and t.shape[-1] % 8 == 0 and aligned(t) and has_tma(t.device)
+        for t in tensors
     )
 
 

@@ -77,7 +77,8 @@ def way(number: int) -> Iterator[None]:
                     raise
         raise AssertionError(f"no way of {operation} fits")
 
-    def tiles(dtype: torch.dtype, rows: int, experts: int, tma: bool) -> list[Way]:
+    def fitting(tiles: object, copied: Sequence[Tensor], gathered: Sequence[Tensor] = ()) -> list[Way]:
+        tma = all(map(grouped_product.aligned, copied))
         return [tile for tile in SMALL if tma or not tile["TMA"]]
 
     empty, empty_like = torch.empty, torch.empty_like
@@ -86,13 +87,8 @@ def way(number: int) -> Iterator[None]:
             if hasattr(module, "run_best"):
                 patch.setattr(module, "run_best", run_best)
         if DEVICE == "cpu":
-            patch.setattr(grouped_product, "product_tiles", tiles)
-            patch.setattr(gated, "paired_tiles", tiles)
-            patch.setattr(grouped_outer, "OUTER", SMALL)
-            patch.setattr(grouped_outer, "SINGLE", [tile for tile in SMALL if not tile["TMA"]])
-            patch.setattr(grouped_fp8, "EXACT", SMALL)
-            patch.setattr(grouped_fp8, "FAST", SMALL)
-            patch.setattr(grouped_fp8, "FEW", ())
+            for module in (grouped_product, gated, grouped_outer, grouped_fp8):
+                patch.setattr(module, "fitting", fitting)
             patch.setattr(sorting, "ELEMENTS", 64)
             patch.setattr(sorting, "SCANNED", 16)
             patch.setattr(sorting, "PROGRAMS", 4)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .grouped_loop import accumulate, accumulate_two, find_tile, halves, rows_to_read, tiles_of_experts
+from .grouped_loop import accumulate, accumulate_two, find_tile, halves, rows_to_read
 from .grouped_product import (
     FEW,
     SOME,
     blocks,
     fitting,
     grid,
+    list_tiles,
     precision,
     product_key,
     takes_grouped_mm,
@@ -115,7 +116,7 @@ def gated(call: Gated, hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor 
 
 
 def _gated(way: Way, call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    x, (offsets_X, order_R, _), (experts, columns, inner) = call.x_TD, call.routing, call.gate.shape
+    x, (offsets_X, order_R, _), (_, columns, inner) = call.x_TD, call.routing, call.gate.shape
     rows = order_R.shape[0]
     if not isinstance(way, Tile):
         return _gated_by_torch(call, with_hidden, keep)
@@ -125,11 +126,12 @@ def _gated(way: Way, call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor
     )
     if not rows:
         return hidden, gate, up
-    gated_kernel[grid(way, order_R.shape[0], experts, columns, x.device)](
+    tiles, slots = list_tiles(offsets_X, rows, way)
+    gated_kernel[grid(way, slots, columns, x.device)](
         x, weight_operand(call.gate, way), weight_operand(call.up, way), hidden, gate, up, call.gate_bias, call.up_bias,
-        offsets_X, order_R, experts, columns, inner, call.choices, x.stride(0), *call.gate.stride()[:2],
+        tiles, order_R, slots, columns, inner, call.choices, x.stride(0), *call.gate.stride()[:2],
         *call.up.stride()[:2], ACTIVATION=call.activation.value, EVEN_K=inner % way["BLOCK_K"] == 0,
-        PRECISION=precision(x.dtype), BLOCK_X=triton.next_power_of_2(experts), **way.options,
+        PRECISION=precision(x.dtype), **way.options,
     )  # fmt: skip
     return hidden, gate, up
 
@@ -146,17 +148,17 @@ def _gated_by_torch(call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor 
 
 @triton.jit
 def gated_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, gate_weight, up_weight, hidden_ptr, gate_ptr, up_ptr, gate_bias_ptr, up_bias_ptr, offsets_ptr, order_ptr,
-    X, N, K, choices, x_stride, gate_stride_X, gate_stride, up_stride_X, up_stride,
-    ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_X: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
-    FLAT: tl.constexpr, SPLIT: tl.constexpr,
+    x_ptr, gate_weight, up_weight, hidden_ptr, gate_ptr, up_ptr, gate_bias_ptr, up_bias_ptr, tiles_ptr, order_ptr,
+    S, N, K, choices, x_stride, gate_stride_X, gate_stride, up_stride_X, up_stride,
+    ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `gated`."""
-    tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
     columns = tl.cdiv(N, BLOCK_N)
-    for number in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
-        expert, row, end, column = find_tile(number, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
+    count = tl.load(tiles_ptr + 3 * S) * columns
+    for number in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLAT):
+        expert, row, end, column = find_tile(number, tiles_ptr, S, columns, GROUP)
         column *= BLOCK_N
         read_M = rows_to_read(row, end, order_ptr, choices, True, BLOCK_M)
         gate_MN, up_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -231,7 +233,7 @@ def gated_gradient(
 def _gated_gradient(
     way: Way, call: GatedGradient, hidden: bool, share: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    gate, (offsets_X, order_R, _), (experts, inner, columns) = call.gate, call.routing, call.down.shape
+    gate, (offsets_X, order_R, _), (_, inner, columns) = call.gate, call.routing, call.down.shape
     rows, device = gate.shape[0], gate.device
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(gate)
     weighed = torch.empty_like(gate) if hidden else None
@@ -239,12 +241,13 @@ def _gated_gradient(
     share_PR = torch.empty(parts, rows, dtype=torch.float32, device=device) if share else None
     written = (grad_gate, grad_up, weighed, share_PR)
     if isinstance(way, Tile):
-        gated_gradient_kernel[grid(way, rows, experts, columns, device)](
+        tiles, slots = list_tiles(offsets_X, rows, way)
+        gated_gradient_kernel[grid(way, slots, columns, device)](
             call.grad_TD, weight_operand(call.down, way, flipped=True), call.gate, call.up, call.factor_R, *written,
-            offsets_X, order_R, experts, columns, inner, rows, call.choices, call.grad_TD.stride(0),
+            tiles, order_R, slots, columns, inner, rows, call.choices, call.grad_TD.stride(0),
             *call.down.stride()[:2], VALUE=call.activation.value, GRADIENT=call.activation.gradient,
             EVEN_K=inner % way["BLOCK_K"] == 0, PRECISION=precision(gate.dtype),
-            BLOCK_X=triton.next_power_of_2(experts), **way.options,
+            **way.options,
         )  # fmt: skip
     else:
         grad_RD = call.grad_TD.index_select(0, order_R // call.choices)
@@ -259,17 +262,17 @@ def _gated_gradient(
 @triton.jit
 def gated_gradient_kernel(  # type: ignore[no-untyped-def]
     grad_ptr, down, gate_ptr, up_ptr, factor_ptr, grad_gate_ptr, grad_up_ptr, hidden_ptr, share_ptr,
-    offsets_ptr, order_ptr, X, N, K, R, choices, grad_stride, down_stride_X, down_stride,
-    VALUE: tl.constexpr, GRADIENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_X: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
-    FLAT: tl.constexpr, SPLIT: tl.constexpr,
+    tiles_ptr, order_ptr, S, N, K, R, choices, grad_stride, down_stride_X, down_stride,
+    VALUE: tl.constexpr, GRADIENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `gated_gradient`. A factor's gradient is that of its row, `grad . (hidden @ down.T)`, as `(grad @ down) .
     hidden`: in parts, one for each tile of columns."""
-    tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
     columns = tl.cdiv(N, BLOCK_N)
-    for number in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
-        expert, row, end, part = find_tile(number, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
+    count = tl.load(tiles_ptr + 3 * S) * columns
+    for number in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLAT):
+        expert, row, end, part = find_tile(number, tiles_ptr, S, columns, GROUP)
         column = part * BLOCK_N
         read_M = rows_to_read(row, end, order_ptr, choices, True, BLOCK_M)
         grad_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

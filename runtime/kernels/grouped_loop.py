@@ -10,32 +10,43 @@ from .language import tl, triton
 
 
 @triton.jit
-def tiles_of_experts(offsets_ptr, X, BLOCK_X: tl.constexpr, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How many tiles of BLOCK_M rows each expert has: [BLOCK_X]."""
+def list_tiles_kernel(  # type: ignore[no-untyped-def]
+    offsets_ptr, tiles_ptr, X, S, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Writes for each tile of BLOCK_M rows its expert, its first row and where the expert's rows end, [3, S], expert by
+    expert, and behind them how many there are.
+
+    A kernel of its own: those that read it need no sums over experts, which Triton cannot give to several warps' tasks.
+    """
     expert_X = tl.arange(0, BLOCK_X)
     end_X = tl.load(offsets_ptr + expert_X, expert_X < X, other=0)
     start_X = tl.load(offsets_ptr + expert_X - 1, (expert_X > 0) & (expert_X < X), other=0)
-    return (end_X - start_X + BLOCK_M - 1) // BLOCK_M
+    count_X = (end_X - start_X + BLOCK_M - 1) // BLOCK_M
+    until_X = tl.cumsum(count_X, 0)
+    slot_S = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    count = tl.sum(count_X, 0)
+    within_SX = (slot_S[:, None] < until_X[None, :]) & (slot_S[:, None] >= (until_X - count_X)[None, :])
+    expert_S = tl.sum(tl.where(within_SX, expert_X[None, :], 0), 1)
+    first_S = tl.sum(tl.where(within_SX, (start_X - (until_X - count_X) * BLOCK_M)[None, :], 0), 1)
+    end_S = tl.sum(tl.where(within_SX, end_X[None, :], 0), 1)
+    tl.store(tiles_ptr + slot_S, expert_S, slot_S < S)
+    tl.store(tiles_ptr + S + slot_S, first_S + slot_S * BLOCK_M, slot_S < S)
+    tl.store(tiles_ptr + 2 * S + slot_S, end_S, slot_S < S)
+    if tl.program_id(0) == 0:
+        tl.store(tiles_ptr + 3 * S, count)
 
 
 @triton.jit
-def find_tile(  # type: ignore[no-untyped-def]
-    tile, tiles_X, columns, offsets_ptr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr
-):
+def find_tile(number, tiles_ptr, S, columns, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
     """The expert of a tile, its first row, where the expert's rows end, and which of `columns` tiles across it is.
 
-    Expert by expert, so that one's weights are read once; within one GROUP tiles of rows by all columns, rows first.
+    GROUP tiles of rows by all columns, rows first: an expert's weights and rows stay in the L2 cache meanwhile.
     """
-    until_X = tl.cumsum(tiles_X, 0)
-    passed_X = until_X <= tile // columns
-    expert = tl.sum(passed_X.to(tl.int32), 0)
-    tile -= tl.sum(tl.where(passed_X, tiles_X, 0), 0) * columns
-    end = tl.load(offsets_ptr + expert)
-    start = tl.load(offsets_ptr + expert - 1, expert > 0, other=0)
-    first = tile // (GROUP * columns) * GROUP
-    high = min(GROUP, (end - start + BLOCK_M - 1) // BLOCK_M - first)
-    within = tile % (GROUP * columns)
-    return expert, start + (first + within % high) * BLOCK_M, end, within // high
+    first = number // (GROUP * columns) * GROUP
+    high = min(GROUP, tl.load(tiles_ptr + 3 * S) - first)
+    within = number % (GROUP * columns)
+    place = tiles_ptr + first + within % high
+    return tl.load(place), tl.load(place + S), tl.load(place + 2 * S), within // high
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .choice import interpreted
-from .grouped_loop import accumulate, find_tile, rows_to_read, tiles_of_experts
+from .grouped_loop import accumulate, find_tile, list_tiles_kernel, rows_to_read
 from .language import tl, triton
 from .row_kernel import KernelError
 from .tuning import Key, Tile, Way, tile
@@ -39,6 +39,7 @@ MANY = (
     blocks(4, 3, (128, 128, 64), tma=True),
     blocks(8, 4, (128, 128, 64), tma=True, flat=True),
     blocks(4, 3, (128, 256, 64), tma=True, split=True),
+    blocks(4, 3, (128, 256, 64), tma=True, flat=True, split=True),
     blocks(8, 3, (128, 256, 64), tma=False),
     blocks(4, 3, (128, 128, 64), tma=False),
     blocks(8, 3, (128, 128, 32), tma=False),
@@ -72,7 +73,9 @@ def fitting(tiles: Sequence[Tile], copied: Sequence[Tensor], gathered: Sequence[
     if not all(map(aligned, (*copied, *gathered))):
         return list(ODD)
     tma = has_tma(copied[0].device)
-    return [way for way in tiles if (tma or not way["TMA"]) and not (gathered and way["SPLIT"])]
+    # Of those tried, Triton 3.6 alone splits warps for Hopper, in kernels with one loop that loads nothing otherwise.
+    split = tma and not gathered and len(copied) == 2 and str(triton.__version__).startswith("3.6.")
+    return [way for way in tiles if (tma or not way["TMA"]) and (split or not way["SPLIT"])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,41 +131,42 @@ def product_key(x: Tensor, rows: int, experts: int, columns: int, *options: bool
 
 def launch_product(way: Tile, call: Product) -> Tensor:
     """[R, N] by the kernel, with tiles of this kind."""
-    rows, columns, (experts, inner) = call.rows, call.columns, (call.weight.shape[0], call.x.shape[1])
+    rows, columns, inner = call.rows, call.columns, call.x.shape[1]
     y_RN = torch.empty(rows, columns, dtype=call.dtype or call.x.dtype, device=call.x.device)
     if not rows:
         return y_RN
     x2, weight2 = call.more or (None, None)
     tma_x = bool(way["TMA"]) and not call.choices
-    product_kernel[grid(way, rows, experts, columns, call.x.device)](
+    tiles, slots = list_tiles(call.offsets_X, rows, way)
+    product_kernel[grid(way, slots, columns, call.x.device)](
         rows_operand(call.x, way, tma_x), weight_operand(call.weight, way, call.flipped),
         x2 if x2 is None else rows_operand(x2, way, tma_x),
         weight2 if weight2 is None else weight_operand(weight2, way, call.flipped),
-        y_RN, call.bias, call.offsets_X, call.order_R, call.factor, call.x_scale, call.weight_scale,
-        experts, columns, inner, call.choices,
+        y_RN, call.bias, tiles, call.order_R, call.factor, call.x_scale, call.weight_scale,
+        slots, columns, inner, call.choices,
         call.x.stride(0), *call.weight.stride()[:2],
         0 if x2 is None else x2.stride(0), *((0, 0) if weight2 is None else weight2.stride()[:2]),
         FLIPPED=call.flipped, GATHER=call.choices > 0, PLACED=call.placed, TMA_X=tma_x,
         EVEN_K=inner % way["BLOCK_K"] == 0, PRECISION=precision(call.x.dtype),
         INEXACT=call.inexact and min(call.inexact, way["BLOCK_K"]),
-        BLOCK_X=triton.next_power_of_2(experts), **way.options,
+        **way.options,
     )  # fmt: skip
     return y_RN
 
 
 @triton.jit
 def product_kernel(  # type: ignore[no-untyped-def]
-    x, weight, x2, weight2, y_ptr, bias_ptr, offsets_ptr, order_ptr, factor_ptr, x_scale_ptr, weight_scale_ptr,
-    X, N, K, choices, x_stride, stride_X, stride, x2_stride, stride2_X, stride2,
+    x, weight, x2, weight2, y_ptr, bias_ptr, tiles_ptr, order_ptr, factor_ptr, x_scale_ptr, weight_scale_ptr,
+    S, N, K, choices, x_stride, stride_X, stride, x2_stride, stride2_X, stride2,
     FLIPPED: tl.constexpr, GATHER: tl.constexpr, PLACED: tl.constexpr, TMA_X: tl.constexpr, EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr, INEXACT: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, INEXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `Product`."""
-    tiles_X = tiles_of_experts(offsets_ptr, X, BLOCK_X, BLOCK_M)
     columns = tl.cdiv(N, BLOCK_N)
-    for number in tl.range(tl.program_id(0), tl.sum(tiles_X, 0) * columns, tl.num_programs(0), flatten=FLAT):
-        expert, row, end, column = find_tile(number, tiles_X, columns, offsets_ptr, BLOCK_M, GROUP)
+    count = tl.load(tiles_ptr + 3 * S) * columns
+    for number in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLAT and not SPLIT):
+        expert, row, end, column = find_tile(number, tiles_ptr, S, columns, GROUP)
         column *= BLOCK_N
         read_M = rows_to_read(row, end, order_ptr, choices, GATHER, BLOCK_M)
         sum_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -196,9 +200,23 @@ def product_kernel(  # type: ignore[no-untyped-def]
 # --- what launches share
 
 
-def grid(way: Tile, rows: int, experts: int, columns: int, device: torch.device) -> tuple[int]:
-    """As many programs as there can be tiles, wherever the experts' rows end; those without a tile leave at once."""
-    tiles = (rows // way["BLOCK_M"] + min(experts, rows)) * triton.cdiv(columns, way["BLOCK_N"])
+def list_tiles(offsets_X: Tensor, rows: int, way: Tile) -> tuple[Tensor, int]:
+    """The tiles of so many rows, as `find_tile` reads them, and as many slots as there can be tiles, wherever the
+    experts' rows end."""
+    experts, height = offsets_X.shape[0], way["BLOCK_M"]
+    slots = rows // height + min(experts, rows)
+    tiles = torch.empty(3 * slots + 1, dtype=torch.int32, device=offsets_X.device)
+    block_x = triton.next_power_of_2(experts)
+    block_s = max(1, min(128, 8192 // block_x))
+    list_tiles_kernel[(triton.cdiv(slots, block_s),)](
+        offsets_X, tiles, experts, slots, BLOCK_X=block_x, BLOCK_S=block_s, BLOCK_M=height
+    )
+    return tiles, slots
+
+
+def grid(way: Tile, slots: int, columns: int, device: torch.device) -> tuple[int]:
+    """A program for each tile that there can be; those without one leave at once."""
+    tiles = slots * triton.cdiv(columns, way["BLOCK_N"])
     return (min(tiles, multiprocessors(device)) if way["FLAT"] else tiles,)
 
 

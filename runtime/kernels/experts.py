@@ -126,7 +126,7 @@ def _forward(
     call = Gated(x, gate, up, routing, choices, ACTIVATIONS[activation], _flat(gate_bias), _flat(up_bias))
     hidden_RF, gate_RF, up_RF = gated(call, hidden=True, keep=keep)
     assert hidden_RF is not None
-    y_TD = _down(hidden_RF, down, routing, choices, weight.reshape(-1).contiguous(), _flat(down_bias))
+    y_TD = down_product(hidden_RF, down, routing, choices, weight.reshape(-1).contiguous(), _flat(down_bias))
     none = x.new_empty(0)
     return y_TD, *routing, none if gate_RF is None else gate_RF, none.clone() if up_RF is None else up_RF
 
@@ -215,7 +215,7 @@ _forward.register_autograd(_gradient, setup_context=_save)
 # --- their parts
 
 
-def _down(
+def down_product(
     hidden_RF: Tensor, down: Tensor, routing: Routing, choices: int, factor_R: Tensor, bias: Tensor | None
 ) -> Tensor:
     """The down product, each row times its factor, and the sum over each token's choices: [T, D]."""

@@ -33,10 +33,10 @@ def grouped_linear(x_RD: Tensor, weight_XFD: Tensor, offsets_X: Tensor, bias_XF:
 
 
 def grouped_product(call: Product, operation: str = "grouped.product") -> Tensor:
-    """[R, N]: see `Product`. Beside the kernel, torch's own where the call is for a product alone."""
-    ways: list[Way] = call.ways()
-    alone = (call.order_R, call.more, call.bias, call.x_scale) == (None,) * 4 and call.dtype in (None, call.x.dtype)
-    if alone and takes_grouped_mm(call.x, call.weight):
+    """[R, N]: see `Product`. Beside the kernel, torch's own where nothing is done to the product's result."""
+    ways = call.ways()
+    plain = (call.more, call.bias, call.factor, call.x_scale) == (None,) * 4 and not call.placed
+    if plain and takes_grouped_mm(call.x, call.weight) and call.dtype in (None, call.x.dtype):
         ways.append(Way("torch grouped_mm"))
     return run_best(operation, call.key, ways, lambda way: _product(way, call))
 
@@ -44,7 +44,10 @@ def grouped_product(call: Product, operation: str = "grouped.product") -> Tensor
 def _product(way: Way, call: Product) -> Tensor:
     if isinstance(way, Tile):
         return launch_product(way, call)
-    return torch_product(call.x, call.weight, call.offsets_X, call.flipped)
+    x_RK = call.x
+    if call.choices and call.order_R is not None:
+        x_RK = x_RK.index_select(0, call.order_R // call.choices)
+    return torch_product(x_RK, call.weight, call.offsets_X, call.flipped)
 
 
 # What torch is told: an operator of its own, so that torch.compile passes over it and fake tensors have shapes.

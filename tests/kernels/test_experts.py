@@ -89,6 +89,8 @@ def way(number: int) -> Iterator[None]:
         if DEVICE == "cpu":
             for module in (grouped_product, gated, grouped_outer, grouped_fp8):
                 patch.setattr(module, "fitting", fitting)
+            for module in (grouped, grouped_outer, gated, layer):
+                patch.setattr(module, "takes_grouped_mm", lambda *tensors: all(map(grouped_product.aligned, tensors)))
             patch.setattr(sorting, "ELEMENTS", 64)
             patch.setattr(sorting, "SCANNED", 16)
             patch.setattr(sorting, "PROGRAMS", 4)
@@ -176,6 +178,13 @@ def test_grouped_linear(
     assert_close(found, exact, TOLERANCE[dtype])
     for expert, count in enumerate(counts):
         assert count or not any(g[expert].any() for g in found[2:])
+
+
+@pytest.mark.parametrize("number", range(len(SMALL) + 1))
+def test_grouped_linear_each_way(number: int) -> None:
+    """Sizes of whole tiles, so that nothing but the rows' ends is masked."""
+    found, exact = grouped_case((5, 0, 17, 3), 32, 32, torch.float16, number, bias=False)
+    assert_close(found, exact, TOLERANCE[torch.float16])
 
 
 def test_gradients_that_are_spread_and_that_are_not_wanted() -> None:
@@ -275,10 +284,10 @@ def test_experts(
     assert not any(gradient[idle].any() for gradient in found[3:])
 
 
-@pytest.mark.parametrize("number", range(len(SMALL)))
+@pytest.mark.parametrize("number", range(len(SMALL) + 1))
 def test_experts_each_way(number: int) -> None:
-    """Sizes of a multiple of 16 bytes, so that the TMA unit is a way."""
-    found, exact, _ = layer_case(11, 2, 3, 24, 24, torch.float16, number, bias=number % 2 == 0)
+    """Sizes of a multiple of 16 bytes, so that the TMA unit is a way, and torch's own products."""
+    found, exact, _ = layer_case(11, 2, 3, 24, 24, torch.float16, number, bias=number % 2 == 1)
     assert_close(found, exact, 2 * TOLERANCE[torch.float16])
 
 

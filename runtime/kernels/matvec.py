@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from .matvec_kernels import (
     FLOAT,
     INT4,
     INT8,
+    MAGIC,
     PLAIN,
     finish_kernel,
     gelu_tanh_gate,
@@ -179,13 +180,11 @@ class _Call:
         N, _, D = self.sizes
         if self.invariant:
             return [_dot_tile(self.kind, self.group)]
-        dots = [t for t in _dot_tiles(self.kind, self.group)]
-        if N > 4:
-            ways: list[Way] = [*dots]
-        else:
+        dots = _dot_tiles(self.kind, self.group)
+        ways: list[Way] = [*dots]
+        if N == 1:
             widest = max(1024, 1 << (D - 1).bit_length())
-            sums: list[Way] = [t for t in _sum_tiles(self.kind, N) if t["BLOCK_D"] <= widest]
-            ways = [*sums, *dots[:2]] if N == 1 else [*dots, *sums]
+            ways = [*(t for t in _sum_tiles(self.kind) if t["BLOCK_D"] <= widest), *dots[:2]]
         return [*ways, Way("torch linear")] if self.kind == FLOAT else ways
 
     def run(self, way: Way) -> Tensor:
@@ -193,7 +192,7 @@ class _Call:
             return self._torch()
         N, F, _ = self.sizes
         y_NF = torch.empty(N, F, dtype=self.dtype, device=self._x.device)
-        if "ROWS" in dict(way.blocks):
+        if way.name.startswith("sums"):
             self._multiply_add(way, y_NF)
         else:
             self._tensor_cores(way, y_NF)
@@ -216,9 +215,11 @@ class _Call:
         if self.kind == INT4:
             tensors[2], tensors[5] = (None if t is None else t.view(torch.int32) for t in (tensors[2], tensors[5]))
         norm = PLAIN if self.tensors[1] is None else AFTER
+        D = self.sizes[2]
         grid = (-(-self.sizes[1] // way["BLOCK_F"]),)
         multiply_add_kernel[grid](  # type: ignore[index]
-            *tensors, y_NF, *_strides(tensors), *self.sizes, self.eps, self.offset, **self._constants(norm),
+            *tensors, y_NF, *_strides(tensors)[1:3], *self.sizes[1:], D // 8, D // (self.group or 1), MAGIC, self.eps,
+            self.offset, **self._constants(norm),
             STAGES=way.stages, **way.options, **self._launch(),
         )  # fmt: skip
 
@@ -265,22 +266,18 @@ def _strides(tensors: Sequence[Tensor | None]) -> list[int]:
 # --- tiles
 
 
-def _sum_tiles(kind: int, N: int) -> list[Tile]:
+def _sum_tiles(kind: int) -> list[Tile]:
     """Of multiply_add_kernel: 16 bytes of a row for each thread, and several rows, on their way at once."""
-    rows = 1 << (N - 1).bit_length()
     shapes = {
         FLOAT: [(4, 1, 8, 1024), (4, 1, 4, 2048), (8, 1, 4, 2048), (4, 1, 4, 1024), (8, 1, 8, 2048), (4, 4, 4, 1024),
                 (8, 4, 4, 2048), (4, 1, 1, 2048), (8, 1, 1, 4096)],
         INT8: [(4, 1, 4, 2048), (4, 1, 2, 4096), (8, 1, 4, 4096), (4, 1, 8, 2048), (4, 4, 4, 2048), (4, 1, 1, 2048),
                (8, 1, 1, 4096)],
-        INT4: [(4, 1, 8, 4096), (4, 1, 16, 4096), (4, 1, 4, 4096), (2, 1, 8, 2048), (8, 1, 8, 8192), (4, 3, 8, 4096),
-               (2, 1, 16, 2048), (4, 1, 2, 4096)],
+        INT4: [(4, 1, 8, 4096), (4, 1, 4, 4096), (2, 1, 8, 2048), (8, 1, 8, 8192), (4, 3, 8, 4096),
+               (8, 1, 8, 4096), (4, 1, 2, 4096)],
     }[kind]  # fmt: skip
-    return [
-        tile(warps, stages, BLOCK_F=block_f, BLOCK_D=block_d, ROWS=rows)
-        for warps, stages, block_f, block_d in shapes
-        if block_f * rows <= 16
-    ]
+    tiles = [tile(warps, stages, BLOCK_F=f, BLOCK_D=d) for warps, stages, f, d in shapes]
+    return [replace(t, name=t.name.replace("triton", "sums")) for t in tiles]
 
 
 def _dot_tiles(kind: int, group: int) -> list[Tile]:

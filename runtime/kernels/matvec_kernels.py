@@ -13,7 +13,8 @@ FLOAT, INT8, INT4 = 0, 1, 2
 PLAIN, AFTER, BEFORE = 0, 1, 2
 _FLOAT, _INT8, _INT4 = tl.constexpr(FLOAT), tl.constexpr(INT8), tl.constexpr(INT4)
 _PLAIN, _AFTER, _BEFORE = tl.constexpr(PLAIN), tl.constexpr(AFTER), tl.constexpr(BEFORE)
-_MAGIC = tl.constexpr(0x4B000000)  # 2 ** 23 as a float32: its last bits count
+MAGIC = 0x4B000000  # 2 ** 23 as a float32: its last bits count. Given as an argument, one instruction masks and adds.
+_CENTRE, _CENTRE_BITS = tl.constexpr(12582912.0), tl.constexpr(0x4B400000)  # 1.5 * 2 ** 23: so for signed numbers
 
 
 @triton.jit
@@ -50,32 +51,51 @@ def _ask_for_rows(pointer_F1, columns, itemsize: tl.constexpr, LINES: tl.constex
 
 
 @triton.jit
-def _nibble(packed, s: tl.constexpr):  # type: ignore[no-untyped-def]
+def _nibble(packed, magic, s: tl.constexpr):  # type: ignore[no-untyped-def]
     """Column s of eight in a word of 4-bit values, less 8, times 16 ** (s, or s - 3 from 5 on), as float32.
 
-    Bits go where those of a float32's fraction are, which spares a conversion, the slowest of what there is to do here.
+    Bits go where those of a float32's fraction are, which spares a conversion: there are fewer units for those.
     """
     if s < 5:
-        bits = (packed & (15 << (4 * s))) | _MAGIC
+        bits = (packed & (15 << (4 * s))) | magic
         value = bits.to(tl.float32, bitcast=True) - (8388608 + 8 * 16**s)
     else:
-        bits = ((packed >> 12) & (15 << (4 * s - 12))) | _MAGIC
+        bits = ((packed >> 12) & (15 << (4 * s - 12))) | magic
         value = bits.to(tl.float32, bitcast=True) - (8388608 + 8 * 16 ** (s - 3))
     return value
 
 
 @triton.jit
-def _grouped(sums_NFW, scale_ptr, zero_ptr, row_F, j_J, J, x_J, GROUP_WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sums over words to scaled sums over groups [N, F, J]; x_J are the sums [N, J] of x, used with zero points."""
-    N: tl.constexpr = sums_NFW.shape[0]
-    F: tl.constexpr = sums_NFW.shape[1]
-    sums_NFJ = tl.sum(tl.reshape(sums_NFW, (N, F, j_J.shape[0], GROUP_WORDS)), 3)
+def _wide(w, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Weights as float32, those of 8 bits without a conversion."""
+    if KIND == _INT8:
+        wide = (w.to(tl.int32) + _CENTRE_BITS).to(tl.float32, bitcast=True) - _CENTRE
+    else:
+        wide = w.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def _narrow(nibble, zero, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """4-bit values (uint8) less their zero points (uint8) in a dtype, those of 16 bits without a conversion."""
+    if dtype == tl.float32:
+        value = nibble.to(tl.float32) - zero.to(tl.float32)
+    else:
+        bits: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400  # 128 and 1024: their last bits count
+        value = (nibble.to(tl.int16) | bits).to(dtype, bitcast=True) - (zero.to(tl.int16) | bits).to(dtype, bitcast=True)
+    return value
+
+
+@triton.jit
+def _grouped(sums_FW, scale_ptr, zero_ptr, row_F, j_J, J, x_J, GROUP_WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sums over words to scaled sums over groups [F, J]; x_J are the sums of x, used with zero points."""
+    sums_FJ = tl.sum(tl.reshape(sums_FW, (sums_FW.shape[0], j_J.shape[0], GROUP_WORDS)), 2)
     offset_FJ = row_F[:, None] * J + j_J[None, :]
     mask_FJ = j_J[None, :] < J
     if zero_ptr is not None:
         zero_FJ = tl.load(zero_ptr + offset_FJ, mask_FJ, other=8).to(tl.float32) - 8
-        sums_NFJ -= x_J[:, None, :] * zero_FJ[None, :, :]
-    return sums_NFJ * tl.load(scale_ptr + offset_FJ, mask_FJ, other=0.0).to(tl.float32)[None, :, :]
+        sums_FJ -= x_J[None, :] * zero_FJ
+    return sums_FJ * tl.load(scale_ptr + offset_FJ, mask_FJ, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -93,14 +113,16 @@ def _finished(gate, up, f, n, mask, bias_ptr, residual_ptr, stride_residual, ACT
 @triton.jit
 def multiply_add_kernel(  # type: ignore[no-untyped-def]
     x_ptr, norm_ptr, weight_ptr, scale_ptr, zero_ptr, up_ptr, up_scale_ptr, up_zero_ptr, bias_ptr, residual_ptr, y_ptr,
-    stride_x, stride_w, stride_up, stride_residual, N, F, D, eps, offset,
+    stride_w, stride_up, F, D, W, J, magic, eps, offset,
     KIND: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr, EARLY: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """y [N, F] of x [N, D], N at most ROWS: products in float32 where they fall, summed across threads at the end."""
+    """y [F] of one row x [D]: products in float32 where they fall, summed across threads at the end.
+
+    W, J: words and groups of a row of 4-bit weights.
+    """
     f_F = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     row_F = tl.minimum(f_F, F - 1).to(tl.int64)
-    n_N = tl.arange(0, ROWS)
     weight_F1 = weight_ptr + row_F[:, None] * stride_w
     up_F1 = weight_F1
     if ACTIVATION is not None:
@@ -108,95 +130,98 @@ def multiply_add_kernel(  # type: ignore[no-untyped-def]
     if EARLY:
         itemsize: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
         lines: tl.constexpr = BLOCK_D * itemsize // (1024 if KIND == _INT4 else 128)
-        columns = D // 8 if KIND == _INT4 else D
+        columns = W if KIND == _INT4 else D
         _ask_for_rows(weight_F1, columns, itemsize, lines)
         if ACTIVATION is not None:
             _ask_for_rows(up_F1, columns, itemsize, lines)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
-    squares_NC = tl.zeros((ROWS, BLOCK_D // 8 if KIND == _INT4 else BLOCK_D), tl.float32)
     if KIND == _INT4:
         GROUP_WORDS: tl.constexpr = GROUP // 8
-        J = D // GROUP
-        gate = tl.zeros((ROWS, BLOCK_F, BLOCK_D // GROUP), tl.float32)
-        up = tl.zeros((ROWS, BLOCK_F, BLOCK_D // GROUP), tl.float32)
+        squares_D = tl.zeros((BLOCK_D // 8,), tl.float32)
+        gate = tl.zeros((BLOCK_F, BLOCK_D // GROUP), tl.float32)
+        up = tl.zeros((BLOCK_F, BLOCK_D // GROUP), tl.float32)
         for start in tl.range(0, D, BLOCK_D, num_stages=STAGES):
             w_W = start // 8 + tl.arange(0, BLOCK_D // 8)
-            fits_W = w_W < D // 8
+            fits_W = w_W < W
             packed_FW = tl.load(weight_F1 + w_W[None, :], fits_W[None, :], other=0, eviction_policy="evict_first")
-            sums_NFW = tl.zeros((ROWS, BLOCK_F, BLOCK_D // 8), tl.float32)
+            sums_FW = tl.zeros((BLOCK_F, BLOCK_D // 8), tl.float32)
             up_packed_FW = packed_FW
-            up_sums_NFW = sums_NFW
+            up_sums_FW = sums_FW
             if ACTIVATION is not None:
                 up_packed_FW = tl.load(up_F1 + w_W[None, :], fits_W[None, :], other=0, eviction_policy="evict_first")
-            x_sums_NW = tl.zeros((ROWS, BLOCK_D // 8), tl.float32)
+            x_sums_W = tl.zeros((BLOCK_D // 8,), tl.float32)
             for s in tl.static_range(8):
-                mask_NW = (n_N[:, None] < N) & fits_W[None, :]
-                x_NW = tl.load(x_ptr + n_N[:, None] * stride_x + w_W[None, :] * 8 + s, mask_NW, other=0.0)
-                x_NW = x_NW.to(tl.float32)
+                x_W = tl.load(x_ptr + w_W * 8 + s, fits_W, other=0.0).to(tl.float32)
                 if NORM != _PLAIN:
-                    squares_NC += x_NW * x_NW
-                    x_NW *= tl.load(norm_ptr + w_W * 8 + s, fits_W, other=0.0).to(tl.float32)[None, :] + offset
-                x_sums_NW += x_NW
-                x_NW *= 16.0 ** -(s if s < 5 else s - 3)
-                sums_NFW += x_NW[:, None, :] * _nibble(packed_FW, s)[None, :, :]
+                    squares_D += x_W * x_W
+                    x_W *= tl.load(norm_ptr + w_W * 8 + s, fits_W, other=0.0).to(tl.float32) + offset
+                x_sums_W += x_W
+                x_W *= 16.0 ** -(s if s < 5 else s - 3)
+                sums_FW += x_W[None, :] * _nibble(packed_FW, magic, s)
                 if ACTIVATION is not None:
-                    up_sums_NFW += x_NW[:, None, :] * _nibble(up_packed_FW, s)[None, :, :]
-            x_NJ = tl.sum(tl.reshape(x_sums_NW, (ROWS, BLOCK_D // GROUP, GROUP_WORDS)), 2)
+                    up_sums_FW += x_W[None, :] * _nibble(up_packed_FW, magic, s)
+            x_J = tl.sum(tl.reshape(x_sums_W, (BLOCK_D // GROUP, GROUP_WORDS)), 1)
             j_J = start // GROUP + tl.arange(0, BLOCK_D // GROUP)
-            gate += _grouped(sums_NFW, scale_ptr, zero_ptr, row_F, j_J, J, x_NJ, GROUP_WORDS)
+            gate += _grouped(sums_FW, scale_ptr, zero_ptr, row_F, j_J, J, x_J, GROUP_WORDS)
             if ACTIVATION is not None:
-                up += _grouped(up_sums_NFW, up_scale_ptr, up_zero_ptr, row_F, j_J, J, x_NJ, GROUP_WORDS)
+                up += _grouped(up_sums_FW, up_scale_ptr, up_zero_ptr, row_F, j_J, J, x_J, GROUP_WORDS)
     else:
-        gate = tl.zeros((ROWS, BLOCK_F, BLOCK_D), tl.float32)
-        up = tl.zeros((ROWS, BLOCK_F, BLOCK_D), tl.float32)
+        squares_D = tl.zeros((BLOCK_D,), tl.float32)
+        gate = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
+        up = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
         for start in tl.range(0, D, BLOCK_D, num_stages=STAGES):
             d_D = start + tl.arange(0, BLOCK_D)
             fits_D = d_D < D
             w_FD = tl.load(weight_F1 + d_D[None, :], fits_D[None, :], other=0, eviction_policy="evict_first")
-            mask_ND = (n_N[:, None] < N) & fits_D[None, :]
-            x_ND = tl.load(x_ptr + n_N[:, None] * stride_x + d_D[None, :], mask_ND, other=0.0).to(tl.float32)
+            x_D = tl.load(x_ptr + d_D, fits_D, other=0.0).to(tl.float32)
             if NORM != _PLAIN:
-                squares_NC += x_ND * x_ND
-                x_ND *= tl.load(norm_ptr + d_D, fits_D, other=0.0).to(tl.float32)[None, :] + offset
-            gate += x_ND[:, None, :] * w_FD.to(tl.float32)[None, :, :]
+                squares_D += x_D * x_D
+                x_D *= tl.load(norm_ptr + d_D, fits_D, other=0.0).to(tl.float32) + offset
+            gate += x_D[None, :] * _wide(w_FD, KIND)
             if ACTIVATION is not None:
                 w_FD = tl.load(up_F1 + d_D[None, :], fits_D[None, :], other=0, eviction_policy="evict_first")
-                up += x_ND[:, None, :] * w_FD.to(tl.float32)[None, :, :]
+                up += x_D[None, :] * _wide(w_FD, KIND)
 
-    gate_NF = tl.sum(gate, 2)
-    up_NF = tl.sum(up, 2)
+    gate_F = tl.sum(gate, 1)
+    up_F = tl.sum(up, 1)
     if KIND == _INT8:
-        gate_NF *= tl.load(scale_ptr + row_F).to(tl.float32)[None, :]
+        gate_F *= tl.load(scale_ptr + row_F).to(tl.float32)
         if ACTIVATION is not None:
-            up_NF *= tl.load(up_scale_ptr + row_F).to(tl.float32)[None, :]
+            up_F *= tl.load(up_scale_ptr + row_F).to(tl.float32)
     if NORM != _PLAIN:
-        factor_N = tl.rsqrt(tl.sum(squares_NC, 1) / D + eps)
-        gate_NF *= factor_N[:, None]
-        up_NF *= factor_N[:, None]
-    mask_NF = (n_N[:, None] < N) & (f_F[None, :] < F)
-    y_NF = _finished(
-        gate_NF, up_NF, f_F[None, :], n_N[:, None], mask_NF, bias_ptr, residual_ptr, stride_residual, ACTIVATION
-    )
-    tl.store(y_ptr + n_N[:, None] * F + f_F[None, :], y_NF.to(y_ptr.dtype.element_ty), mask_NF)
+        factor = tl.rsqrt(tl.sum(squares_D, 0) / D + eps)
+        gate_F *= factor
+        up_F *= factor
+    y_F = _finished(gate_F, up_F, f_F, 0, f_F < F, bias_ptr, residual_ptr, 0, ACTIVATION)
+    tl.store(y_ptr + f_F, y_F.to(y_ptr.dtype.element_ty), f_F < F)
 
 
 @triton.jit
-def _dotted(packed_or_w, x_DN, low_CN, high_CN, acc_FN, scale_ptr, zero_ptr, row_F, j, J, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def _dotted(w_FC, x_DN, low_CN, high_CN, acc_FN, scale_F, zero_F, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     """`acc + w @ x` of one block of columns; of 4-bit weights a block is a group, and x comes as even and odd columns."""
     if KIND == _INT4:
-        offset_F = row_F * J + j
-        zero = 8
-        if zero_ptr is not None:
-            zero = tl.load(zero_ptr + offset_F).to(tl.int8)[:, None]
         dtype: tl.constexpr = low_CN.dtype
-        low_FC = ((packed_or_w & 15).to(tl.int8) - zero).to(dtype)
-        high_FC = ((packed_or_w >> 4).to(tl.int8) - zero).to(dtype)
-        sums_FN = tl.dot(low_FC, low_CN, input_precision="ieee")
-        sums_FN = tl.dot(high_FC, high_CN, sums_FN, input_precision="ieee")
-        return acc_FN + sums_FN * tl.load(scale_ptr + offset_F).to(tl.float32)[:, None]
-    return tl.dot(packed_or_w.to(x_DN.dtype), x_DN, acc_FN, input_precision="ieee")
+        sums_FN = tl.dot(_narrow(w_FC & 15, zero_F[:, None], dtype), low_CN, input_precision="ieee")
+        sums_FN = tl.dot(_narrow(w_FC >> 4, zero_F[:, None], dtype), high_CN, sums_FN, input_precision="ieee")
+        acc_FN += sums_FN * scale_F[:, None]
+    else:
+        acc_FN = tl.dot(w_FC.to(x_DN.dtype), x_DN, acc_FN, input_precision="ieee")
+    return acc_FN
+
+
+@triton.jit
+def _group(scale_ptr, zero_ptr, row_F, j, J, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Scales float32 and zero points uint8 of group j of each row. Loaded a group ahead, which hides that they wait."""
+    scale_F = tl.full(row_F.shape, 0, tl.float32)
+    zero_F = tl.full(row_F.shape, 8, tl.uint8)
+    if KIND == _INT4:
+        fits_F = row_F * 0 + j < J
+        scale_F = tl.load(scale_ptr + row_F * J + j, fits_F, other=0.0).to(tl.float32)
+        if zero_ptr is not None:
+            zero_F = tl.load(zero_ptr + row_F * J + j, fits_F, other=8)
+    return scale_F, zero_F
 
 
 @triton.jit
@@ -263,6 +288,10 @@ def tensor_core_kernel(  # type: ignore[no-untyped-def]
     gate_FN = tl.zeros((BLOCK_F, ROWS), tl.float32)
     up_FN = tl.zeros((BLOCK_F, ROWS), tl.float32)
     J = D // GROUP
+    scale_F, zero_F = _group(scale_ptr, zero_ptr, row_F, begin // GROUP, J, KIND)
+    up_scale_F, up_zero_F = scale_F, zero_F
+    if ACTIVATION is not None:
+        up_scale_F, up_zero_F = _group(up_scale_ptr, up_zero_ptr, row_F, begin // GROUP, J, KIND)
     for start in tl.range(begin, end, BLOCK_D, num_stages=STAGES):
         if KIND == _INT4:
             c_C = tl.arange(0, BLOCK_D // 2)
@@ -282,11 +311,16 @@ def tensor_core_kernel(  # type: ignore[no-untyped-def]
             high = x
             w_C = d_D
             w_FC = tl.load(weight_F1 + w_C[None, :], w_C[None, :] < D, other=0, eviction_policy="evict_first")
-        gate_FN = _dotted(w_FC, x, low, high, gate_FN, scale_ptr, zero_ptr, row_F, start // GROUP, J, KIND)
+        j = start // GROUP + 1
+        next_scale_F, next_zero_F = _group(scale_ptr, zero_ptr, row_F, j, J, KIND)
+        gate_FN = _dotted(w_FC, x, low, high, gate_FN, scale_F, zero_F, KIND)
+        scale_F, zero_F = next_scale_F, next_zero_F
         if ACTIVATION is not None:
             limit = D // 2 if KIND == _INT4 else D
             w_FC = tl.load(up_F1 + w_C[None, :], w_C[None, :] < limit, other=0, eviction_policy="evict_first")
-            up_FN = _dotted(w_FC, x, low, high, up_FN, up_scale_ptr, up_zero_ptr, row_F, start // GROUP, J, KIND)
+            next_scale_F, next_zero_F = _group(up_scale_ptr, up_zero_ptr, row_F, j, J, KIND)
+            up_FN = _dotted(w_FC, x, low, high, up_FN, up_scale_F, up_zero_F, KIND)
+            up_scale_F, up_zero_F = next_scale_F, next_zero_F
 
     if KIND == _INT8:
         gate_FN *= tl.load(scale_ptr + row_F).to(tl.float32)[:, None]

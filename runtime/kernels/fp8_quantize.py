@@ -15,7 +15,7 @@ from .row_kernel import KernelError
 from .tuning import Tile, Way, run_best, tile
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32)
-_LEAST = tl.constexpr(reference.LEAST_SCALE)
+_LEAST = tl.constexpr(reference.LEAST_FP8_SCALE)
 _ROW_TILES = [tile(4, 1, BLOCK_D=4096), tile(8, 1, BLOCK_D=8192), tile(4, 1, BLOCK_D=2048), tile(8, 1, BLOCK_D=4096)]
 _COLUMN_TILES = [tile(4, 1, BLOCK_N=64, BLOCK_D=64), tile(8, 1, BLOCK_N=128, BLOCK_D=64), tile(8, 1, BLOCK_N=64, BLOCK_D=128)]
 _PARTS = 64  # of the rows, whose largest numbers are found apart
@@ -24,8 +24,8 @@ _PARTS = 64  # of the rows, whose largest numbers are found apart
 def quantize_rows(x_ND: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
     """x [N, D] as values [N, D] in float8_e4m3fn or float8_e5m2 and float32 scales [N]: x is about `values * scale`.
 
-    `scale = max(|row|) / largest`, at least 1e-12; values are rounded to the nearest even. Infinite numbers make their
-    row infinite or not a number. No gradient flows. Raises KernelError for other dtypes and where the GPU has none.
+    `scale = max(|row|) / largest`, at least 2 ** -100; values are rounded to the nearest even. Infinite numbers and
+    what is not a number make the scale infinite, so that a product with that row shows them. No gradient flows. Raises KernelError for other dtypes and where the GPU has none.
     """
     if not _uses_kernels("quantize_rows", x_ND, dtype):
         return reference.quantize_fp8_rows(x_ND, dtype)
@@ -96,11 +96,16 @@ def _rows(x_ND: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
+def _magnitude(x):  # type: ignore[no-untyped-def]
+    """|x| in float32, infinite where x is not a number, which a maximum would pass over."""
+    x = x.to(tl.float32)
+    return tl.where(x == x, tl.abs(x), float("inf"))
+
+
+@triton.jit
 def _to_fp8(x, scale, LARGEST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x over scale, kept within what the dtype can hold; not a number stays so."""
-    y = tl.div_rn(x, scale)
-    y = tl.maximum(y, -LARGEST, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(y, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    """x over scale, kept within what the dtype can hold."""
+    return tl.minimum(tl.maximum(tl.div_rn(x, scale), -LARGEST), LARGEST)
 
 
 @triton.jit
@@ -110,7 +115,7 @@ def rows_kernel(x_ptr, y_ptr, scale_ptr, stride, D, LARGEST: tl.constexpr, BLOCK
     most_D = tl.zeros((BLOCK_D,), tl.float32)
     for start in range(0, D, BLOCK_D):
         d_D = start + tl.arange(0, BLOCK_D)
-        most_D = tl.maximum(most_D, tl.abs(tl.load(x_ptr + n * stride + d_D, d_D < D, other=0.0).to(tl.float32)))
+        most_D = tl.maximum(most_D, _magnitude(tl.load(x_ptr + n * stride + d_D, d_D < D, other=0.0)))
     scale = tl.maximum(tl.div_rn(tl.max(most_D, 0), LARGEST), _LEAST)
     tl.store(scale_ptr + n, scale)
     for start in range(0, D, BLOCK_D):
@@ -158,7 +163,7 @@ def most_kernel(x_ptr, most_ptr, stride, N, D, parts, BLOCK_N: tl.constexpr, BLO
         n_N = start + tl.arange(0, BLOCK_N)
         mask_ND = (n_N[:, None] < N) & (d_D[None, :] < D)
         x_ND = tl.load(x_ptr + n_N.to(tl.int64)[:, None] * stride + d_D[None, :], mask_ND, other=0.0)
-        most_ND = tl.maximum(most_ND, tl.abs(x_ND.to(tl.float32)))
+        most_ND = tl.maximum(most_ND, _magnitude(x_ND))
     tl.store(most_ptr + tl.program_id(1) * D + d_D, tl.max(most_ND, 0), d_D < D)
 
 
@@ -215,7 +220,7 @@ def blocks_kernel(  # type: ignore[no-untyped-def]
     d_D = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_ND = (n_N[:, None] < N) & (d_D[None, :] < D)
     x_ND = tl.load(x_ptr + n_N.to(tl.int64)[:, None] * stride + d_D[None, :], mask_ND, other=0.0).to(tl.float32)
-    most_N = tl.max(tl.abs(x_ND), 1)
+    most_N = tl.max(_magnitude(x_ND), 1)
     if SQUARE:
         scale = tl.maximum(tl.div_rn(tl.max(most_N, 0), LARGEST), _LEAST)
         tl.store(scale_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), scale)

@@ -9,15 +9,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .product_kernel import BLOCKS, product_kernel
+from .product_kernel import BLOCKS, ROWS, product_kernel
 from .tuning import Tile, Way, run_best, tile
 
 # Warps, stages, rows of x, rows of w, columns; how many rows of tiles go together; whether programs stay for more tiles.
 TILES = [
     tile(8, 3, BLOCK_N=128, BLOCK_F=256, BLOCK_D=128, GROUP=8, FLAT=1),
+    tile(8, 4, BLOCK_N=128, BLOCK_F=256, BLOCK_D=128, GROUP=8, FLAT=1),
     tile(8, 4, BLOCK_N=128, BLOCK_F=256, BLOCK_D=128, GROUP=8, FLAT=0),
     tile(8, 3, BLOCK_N=256, BLOCK_F=128, BLOCK_D=128, GROUP=8, FLAT=1),
     tile(8, 4, BLOCK_N=128, BLOCK_F=128, BLOCK_D=128, GROUP=8, FLAT=1),
+    tile(8, 4, BLOCK_N=128, BLOCK_F=128, BLOCK_D=128, GROUP=8, FLAT=0),
     tile(4, 4, BLOCK_N=128, BLOCK_F=128, BLOCK_D=128, GROUP=8, FLAT=0),
     tile(8, 3, BLOCK_N=128, BLOCK_F=256, BLOCK_D=128, GROUP=16, FLAT=0),
     tile(4, 4, BLOCK_N=64, BLOCK_F=128, BLOCK_D=128, GROUP=8, FLAT=0),
@@ -53,7 +55,10 @@ class Product:
             assert run_library is not None
             return run_library()
 
-        return run_best(operation, key, [*self._tiles(), *([library] if library is not None else [])], run)
+        ways: list[Way] = [*self._tiles()]
+        if library is not None:  # of rows it is the likelier: Triton waits for each product before float32 takes it over
+            ways.insert(0 if self.kind == ROWS else len(ways), library)
+        return run_best(operation, key, ways, run)
 
     def _tiles(self) -> Sequence[Tile]:
         N, F = self.x.shape[0], self.w.shape[0]
@@ -85,7 +90,7 @@ class Product:
         product_kernel[(grid,)](  # type: ignore[index]
             *operands, y_NF, self.x_scale, self.w_scale, self.zero, self.sums_F, self.bias_F, x.stride(0), w.stride(0),
             N, F, D, *tiles, -(-D // 128), KIND=self.kind,
-            IMPRECISE=1 << 30 if self.fast else min(128, way["BLOCK_D"]),
+            IMPRECISE=0 if self.fast else min(128, way["BLOCK_D"]),
             UPCAST=not x.is_cuda and x.is_floating_point(), TMA=tma, STAGES=way.stages, **way.options,
         )  # fmt: skip
         return y_NF

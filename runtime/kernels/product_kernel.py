@@ -41,6 +41,8 @@ def _dot(x_ND, w_FD, acc_NF, KIND: tl.constexpr, IMPRECISE: tl.constexpr, UPCAST
         acc_NF = tl.dot(x_ND.to(tl.float32), w_FD.to(tl.float32).T, acc_NF, input_precision="ieee")
     elif KIND == _INT8:
         acc_NF = tl.dot(x_ND, w_FD.T, acc_NF, out_dtype=tl.int32)
+    elif IMPRECISE == 0:
+        acc_NF = tl.dot(x_ND, w_FD.T, acc_NF)
     else:
         acc_NF = tl.dot(x_ND, w_FD.T, acc_NF, max_num_imprecise_acc=IMPRECISE)
     return acc_NF
@@ -55,8 +57,8 @@ def product_kernel(  # type: ignore[no-untyped-def]
     """y [N, F] of x [N, D] and w [F, D]: descriptors with TMA, else pointers.
 
     INT8: `x_scale * w_scale_F * (x @ w.T - (zero - 128) * sums_F)`, x_scale and zero scalars, sums_F of w over columns.
-    ROWS: `x_scale_N * w_scale_F * (x @ w.T)`, added up in tensor cores for at most IMPRECISE columns before it goes to
-    float32. BLOCKS: the sum over blocks of 128 columns j of `x_scale_Nj * w_scale_(F / 128)j * (x_j @ w_j.T)`, each
+    ROWS: `x_scale_N * w_scale_F * (x @ w.T)`, added up in tensor cores for IMPRECISE columns before it goes to
+    float32, or altogether if that is 0. BLOCKS: the sum over blocks of 128 columns j of `x_scale_Nj * w_scale_(F / 128)j * (x_j @ w_j.T)`, each
     added in float32 (DeepSeek-V3, arXiv:2412.19437, section 3.3.2); J is how many there are.
     """
     for tile in tl.range(tl.program_id(0), tiles_n * tiles_f, tl.num_programs(0), flatten=FLAT):

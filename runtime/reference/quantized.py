@@ -12,7 +12,8 @@ from .precision import wide
 GROUPS = (32, 64, 128)
 BLOCK = 128  # of scales in blocks (arXiv:2412.19437, section 3.3.2)
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}  # arXiv:2209.05433, table 1
-LEAST_SCALE = 1e-12
+LEAST_SCALE = 1e-12  # of int8
+LEAST_FP8_SCALE = 2.0**-100  # gradients are small: what a product of two scales and their values can still hold
 MIDDLE = 8  # the zero point of 4-bit values that have none of their own
 
 
@@ -120,7 +121,7 @@ def quantize_uint8(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 def quantize_fp8_rows(x_ND: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
     """x [N, D] in 8-bit floats with a float32 scale [N], `max(|row|)` over the largest number of `dtype`."""
     x_ND = wide(x_ND.detach())
-    scale_N = (x_ND.abs().amax(-1) / LARGEST[dtype]).clamp(min=LEAST_SCALE)
+    scale_N = (x_ND.abs().amax(-1) / LARGEST[dtype]).clamp(min=LEAST_FP8_SCALE)
     return _fp8(x_ND / scale_N.unsqueeze(-1), dtype), scale_N.float()
 
 
@@ -145,7 +146,7 @@ def _in_blocks(x: Tensor, block_rows: int, dtype: torch.dtype) -> tuple[Tensor, 
     rows, columns = x.shape
     padded = torch.nn.functional.pad(x, (0, -columns % BLOCK, 0, -rows % block_rows))
     blocks = padded.unflatten(0, (-1, block_rows)).unflatten(-1, (-1, BLOCK))
-    scale = (blocks.abs().amax((1, 3)) / LARGEST[dtype]).clamp(min=LEAST_SCALE)
+    scale = (blocks.abs().amax((1, 3)) / LARGEST[dtype]).clamp(min=LEAST_FP8_SCALE)
     return _fp8(x / spread_scales(scale, rows, columns, block_rows), dtype), scale.float()
 
 

@@ -146,7 +146,9 @@ def _blocks(x_ND: Tensor, x_scale_JN: Tensor, w_FD: Tensor, w_scale_IJ: Tensor, 
 def _uses_kernels(name: str, x_ND: Tensor, w_FD: Tensor, dtype: torch.dtype) -> bool:
     for tensor in (x_ND, w_FD):
         if tensor.dtype not in LARGEST or tensor.ndim != 2:
-            raise KernelError(f"{name}: {tensor.dtype} {list(tensor.shape)}: it takes matrices of float8_e4m3fn or e5m2")
+            raise KernelError(
+                f"{name}: {tensor.dtype} {list(tensor.shape)}: it takes matrices of float8_e4m3fn or e5m2"
+            )
     if x_ND.shape[1] != w_FD.shape[1] or x_ND.device != w_FD.device:
         raise KernelError(f"{name}: x is {list(x_ND.shape)}, w is {list(w_FD.shape)}: they must have the same columns")
     if dtype not in OUTPUTS:

@@ -17,7 +17,11 @@ from .tuning import Tile, Way, run_best, tile
 FLOATING = (torch.bfloat16, torch.float16, torch.float32)
 _LEAST = tl.constexpr(reference.LEAST_FP8_SCALE)
 _ROW_TILES = [tile(4, 1, BLOCK_D=4096), tile(8, 1, BLOCK_D=8192), tile(4, 1, BLOCK_D=2048), tile(8, 1, BLOCK_D=4096)]
-_COLUMN_TILES = [tile(4, 1, BLOCK_N=64, BLOCK_D=64), tile(8, 1, BLOCK_N=128, BLOCK_D=64), tile(8, 1, BLOCK_N=64, BLOCK_D=128)]
+_COLUMN_TILES = [
+    tile(4, 1, BLOCK_N=64, BLOCK_D=64),
+    tile(8, 1, BLOCK_N=128, BLOCK_D=64),
+    tile(8, 1, BLOCK_N=64, BLOCK_D=128),
+]
 _PARTS = 64  # of the rows, whose largest numbers are found apart
 
 
@@ -25,7 +29,8 @@ def quantize_rows(x_ND: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tup
     """x [N, D] as values [N, D] in float8_e4m3fn or float8_e5m2 and float32 scales [N]: x is about `values * scale`.
 
     `scale = max(|row|) / largest`, at least 2 ** -100; values are rounded to the nearest even. Infinite numbers and
-    what is not a number make the scale infinite, so that a product with that row shows them. No gradient flows. Raises KernelError for other dtypes and where the GPU has none.
+    what is not a number make the scale infinite, so that a product with that row shows them. No gradient flows. Raises
+    KernelError for other dtypes and where the GPU has none.
     """
     if not _uses_kernels("quantize_rows", x_ND, dtype):
         return reference.quantize_fp8_rows(x_ND, dtype)
@@ -65,7 +70,9 @@ def _uses_kernels(name: str, x: Tensor, dtype: torch.dtype) -> bool:
     if x.dtype not in FLOATING:
         raise KernelError(f"{name}: x is {x.dtype}, and it takes bfloat16, float16 and float32")
     if not has_fp8(x.device):
-        raise KernelError(f"{name}: {torch.cuda.get_device_name(x.device)} has no 8-bit floats (compute capability 8.9)")
+        raise KernelError(
+            f"{name}: {torch.cuda.get_device_name(x.device)} has no 8-bit floats (compute capability 8.9)"
+        )
     return True
 
 
@@ -176,7 +183,9 @@ def transpose_kernel(  # type: ignore[no-untyped-def]
     d_D = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     n_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     p_P = tl.arange(0, PARTS)
-    most_PD = tl.load(most_ptr + p_P[:, None] * D + d_D[None, :], (p_P[:, None] < parts) & (d_D[None, :] < D), other=0.0)
+    most_PD = tl.load(
+        most_ptr + p_P[:, None] * D + d_D[None, :], (p_P[:, None] < parts) & (d_D[None, :] < D), other=0.0
+    )
     scale_D = tl.maximum(tl.div_rn(tl.max(most_PD, 0), LARGEST), _LEAST)
     if tl.program_id(1) == 0:
         tl.store(scale_ptr + d_D, scale_D, d_D < D)

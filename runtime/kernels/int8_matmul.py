@@ -89,7 +89,7 @@ def int8_linear(
     """`x_scale * scale_F * (x @ values.T - zero_point * sums_F) + bias` in `dtype`, [N, F]; the sums are exact.
 
     x_ND: uint8 [N, D], or int8 as `quantize_activations(..., shifted=True)` makes it, which saves a pass over it.
-    weight: its scales in float32. x_scale float32, zero_point int32: scalars on the device; zero_point counts for uint8.
+    weight: its scales in float32. x_scale float32, zero_point int32, scalars on the device; zero_point is of uint8 x.
     sums_F: `weight_sums(weight)`, made anew when it is None. dtype: bf16, fp16 or fp32. Asymmetric activations and
     symmetric weights (arXiv:1712.05877, section 2.3). There is no gradient. Raises KernelError for other tensors.
     """
@@ -144,7 +144,9 @@ def _check(
         "zero_point": (zero_point, torch.int32, tuple(zero_point.shape)),
     }  # fmt: skip
     for name, (tensor, kind, shape) in wanted.items():
-        if tensor is not None and (tensor.dtype != kind or tuple(tensor.shape) != shape or tensor.device != x_ND.device):
+        if tensor is not None and (
+            tensor.dtype != kind or tuple(tensor.shape) != shape or tensor.device != x_ND.device
+        ):
             raise _error(f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, not {kind} {list(shape)}")
         if tensor is not None and name != "the weight" and not tensor.is_contiguous():
             raise _error(f"{name} must be contiguous")

@@ -1,4 +1,4 @@
-"""Products of one to sixteen rows with a weight in 16, 8 or 4 bits, as decoding has them: bound by reading the weight."""
+"""Products of one to sixteen rows with a weight in 16, 8 or 4 bits, as decoding has them: bound by reading it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..reference.activation import gelu_tanh, silu
 from ..reference.norm import rms_norm
-from ..reference.quantized import Int4Groups, Int8Rows, Weight, dequantize
+from ..reference.quantized import Int8Rows, Weight, dequantize
 from .choice import kernels_in_use
 from .matvec_kernels import (
     AFTER,
@@ -253,7 +253,13 @@ class _Call:
 
     def _constants(self, norm: int) -> dict[str, Any]:
         activation = self.gate.kernel if self.gate else None
-        return {"KIND": self.kind, "GROUP": self.group or 1, "NORM": norm, "ACTIVATION": activation, "EARLY": self.early}
+        return {
+            "KIND": self.kind,
+            "GROUP": self.group or 1,
+            "NORM": norm,
+            "ACTIVATION": activation,
+            "EARLY": self.early,
+        }
 
     def _launch(self) -> dict[str, bool]:
         return {"launch_pdl": True} if self.early else {}

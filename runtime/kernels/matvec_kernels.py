@@ -82,7 +82,9 @@ def _narrow(nibble, zero, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
         value = nibble.to(tl.float32) - zero.to(tl.float32)
     else:
         bits: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400  # 128 and 1024: their last bits count
-        value = (nibble.to(tl.int16) | bits).to(dtype, bitcast=True) - (zero.to(tl.int16) | bits).to(dtype, bitcast=True)
+        value = (nibble.to(tl.int16) | bits).to(dtype, bitcast=True) - (zero.to(tl.int16) | bits).to(
+            dtype, bitcast=True
+        )
     return value
 
 
@@ -200,7 +202,7 @@ def multiply_add_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _dotted(w_FC, x_DN, low_CN, high_CN, acc_FN, scale_F, zero_F, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """`acc + w @ x` of one block of columns; of 4-bit weights a block is a group, and x comes as even and odd columns."""
+    """`acc + w @ x` of one block of columns; of 4 bits a block is a group, and x comes as even and odd columns."""
     if KIND == _INT4:
         dtype: tl.constexpr = low_CN.dtype
         sums_FN = tl.dot(_narrow(w_FC & 15, zero_F[:, None], dtype), low_CN, input_precision="ieee")
@@ -228,7 +230,7 @@ def _group(scale_ptr, zero_ptr, row_F, j, J, KIND: tl.constexpr):  # type: ignor
 def _rows_of_x(  # type: ignore[no-untyped-def]
     x_ptr, norm_ptr, stride_x, n_N, d_C, N, D, factor_N, squares_N, offset, NORM: tl.constexpr
 ):  # fmt: skip
-    """x [columns, N] at columns d_C in its own dtype, normalised as far as it is here, and the sums of squares so far."""
+    """x [columns, N] at columns d_C in its own dtype, normalised as far as it is here, and the sums of squares."""
     mask_CN = (d_C[:, None] < D) & (n_N[None, :] < N)
     x_CN = tl.load(x_ptr + n_N[None, :] * stride_x + d_C[:, None], mask_CN, other=0.0)
     if NORM != _PLAIN:

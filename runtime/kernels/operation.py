@@ -15,7 +15,7 @@ R = TypeVar("R", bound=Tensor | tuple[Tensor, ...])
 
 
 def operation(name: str, fake: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Registers the function below as `dskc::name`, for fake tensors and torch.compile; `fake` makes its results' shapes.
+    """Registers the function below as `dskc::name`, for fake tensors and torch.compile; `fake` has its results' shapes.
 
     Called with plain tensors it is called directly: torch's dispatcher takes longer than many kernels do.
     """

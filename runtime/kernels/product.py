@@ -12,7 +12,7 @@ from torch import Tensor
 from .product_kernel import BLOCKS, ROWS, product_kernel
 from .tuning import Tile, Way, run_best, tile
 
-# Warps, stages, rows of x, rows of w, columns; how many rows of tiles go together; whether programs stay for more tiles.
+# Warps, stages, rows of x, rows of w, columns; rows of tiles that go together; whether programs stay for more tiles.
 TILES = [
     tile(8, 3, BLOCK_N=128, BLOCK_F=256, BLOCK_D=128, GROUP=8, FLAT=1),
     tile(8, 4, BLOCK_N=128, BLOCK_F=256, BLOCK_D=128, GROUP=8, FLAT=1),
@@ -42,7 +42,9 @@ class Product:
     bias_F: Tensor | None = None
     fast: bool = False
 
-    def run(self, operation: str, library: Way | None = None, run_library: Callable[[], Tensor] | None = None) -> Tensor:
+    def run(
+        self, operation: str, library: Way | None = None, run_library: Callable[[], Tensor] | None = None
+    ) -> Tensor:
         """By the best of the kernel's tiles and, where it is given, the way of a library."""
         (N, D), F = self.x.shape, self.w.shape[0]
         if N == 0:
@@ -56,7 +58,9 @@ class Product:
             return run_library()
 
         ways: list[Way] = [*self._tiles()]
-        if library is not None:  # of rows it is the likelier: Triton waits for each product before float32 takes it over
+        if (
+            library is not None
+        ):  # of rows it is the likelier: Triton waits for each product before float32 takes it over
             ways.insert(0 if self.kind == ROWS else len(ways), library)
         return run_best(operation, key, ways, run)
 

@@ -56,10 +56,10 @@ def product_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """y [N, F] of x [N, D] and w [F, D]: descriptors with TMA, else pointers.
 
-    INT8: `x_scale * w_scale_F * (x @ w.T - (zero - 128) * sums_F)`, x_scale and zero scalars, sums_F of w over columns.
-    ROWS: `x_scale_N * w_scale_F * (x @ w.T)`, added up in tensor cores for IMPRECISE columns before it goes to
-    float32, or altogether if that is 0. BLOCKS: the sum over blocks of 128 columns j of `x_scale_Nj * w_scale_(F / 128)j * (x_j @ w_j.T)`, each
-    added in float32 (DeepSeek-V3, arXiv:2412.19437, section 3.3.2); J is how many there are.
+    INT8: `x_scale * w_scale_F * (x @ w.T - (zero - 128) * sums_F)`, x_scale and zero scalars, sums_F of rows of w.
+    ROWS: `x_scale_N * w_scale_F * (x @ w.T)`, added up in tensor cores for IMPRECISE columns before it goes to float32,
+    or altogether if that is 0. BLOCKS: the sum over blocks j of 128 columns, J in all, of
+    `x_scale_jN * w_scale_(F / 128)j * (x_j @ w_j.T)` in float32 (DeepSeek-V3, arXiv:2412.19437, section 3.3.2).
     """
     for tile in tl.range(tl.program_id(0), tiles_n * tiles_f, tl.num_programs(0), flatten=FLAT):
         i, j = _place(tile, tiles_n, tiles_f, GROUP)
@@ -85,7 +85,9 @@ def product_kernel(  # type: ignore[no-untyped-def]
         y_NF = acc_NF
         if KIND == _INT8:
             # Whole numbers wrap around, so that only the difference has to fit 32 bits.
-            y_NF = (acc_NF - (tl.load(zero_ptr) - 128) * tl.load(sums_ptr + f_F, f_F < F, other=0)[None, :]).to(tl.float32)
+            y_NF = (acc_NF - (tl.load(zero_ptr) - 128) * tl.load(sums_ptr + f_F, f_F < F, other=0)[None, :]).to(
+                tl.float32
+            )
             y_NF *= (tl.load(x_scale_ptr) * tl.load(w_scale_ptr + f_F, f_F < F, other=0.0))[None, :]
         if KIND == _ROWS:
             y_NF *= tl.load(w_scale_ptr + f_F, f_F < F, other=0.0)[None, :]

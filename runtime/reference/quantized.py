@@ -70,7 +70,7 @@ def quantize_int4_groups(
     scale is `max(|group|) / 7` and the zero point 8. Scales are rounded to `scale_dtype` (that of the weight) before
     values are. Raises ValueError where D is no multiple of `group`, or that is none of 32, 64, 128.
     """
-    F, D = weight_FD.shape
+    D = weight_FD.shape[1]
     if group not in GROUPS or D % group:
         raise ValueError(f"int4: groups of {group} in rows of {D}; groups are {GROUPS} wide and must divide the row")
     w_FJG = wide(weight_FD.detach()).unflatten(-1, (D // group, group))
@@ -187,6 +187,6 @@ def fp8_blocks_linear(
 ) -> Tensor:
     """The product [N, F] of x in tiles of 1 x 128 and w in blocks of 128 x 128, in float64 until the result is rounded
     (DeepSeek-V3, arXiv:2412.19437, section 3.3)."""
-    x = x_ND.double() * spread_scales(x_scale_NJ.double(), *x_ND.shape, 1)
-    w = w_FD.double() * spread_scales(w_scale_IJ.double(), *w_FD.shape, BLOCK)
+    x = x_ND.double() * spread_scales(x_scale_NJ.double(), x_ND.shape[0], x_ND.shape[1], 1)
+    w = w_FD.double() * spread_scales(w_scale_IJ.double(), w_FD.shape[0], w_FD.shape[1], BLOCK)
     return (x @ w.T).to(dtype)

@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dskc.runtime.kernels import KernelError, use_kernels
-from dskc.runtime.kernels.tuning import Way
-from dskc.runtime.reference.quantized import Weight, quantize_int4_groups, quantize_int8_rows
+from dskc.runtime.reference.quantized import (
+    Int4Groups,
+    Int8Rows,
+    Weight,
+    dequantize,
+    pack_int4,
+    quantize_int4_groups,
+    quantize_int8_rows,
+    unpack_int4,
+)
 
 from .conftest import triton_interprets
 
@@ -69,10 +77,11 @@ def compare(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
 @settings(max_examples=40, **QUIET)
 @given(
     form=st.sampled_from(FORMATS), N=st.sampled_from([1, 1, 2, 3, 4, 5, 16]), F=st.sampled_from([1, 3, 17, 40]),
-    D=st.sampled_from([32, 96, 128, 320]), dtype=st.sampled_from(DTYPES), gated=st.booleans(), normed=st.booleans(),
-    added=st.booleans(), invariant=st.booleans(), way=st.integers(0, 12), magnitude=st.sampled_from([1.0, 1e-3, 50.0]),
+    D=st.sampled_from([32, 96, 128, 320, 1152]), dtype=st.sampled_from(DTYPES), gated=st.booleans(),
+    normed=st.booleans(), added=st.booleans(), invariant=st.booleans(), way=st.integers(0, 12),
+    magnitude=st.sampled_from([1.0, 1e-3, 50.0]),
 )  # fmt: skip
-def test_drawn_products(
+def test_products_with_all_that_is_fused(
     form: str, N: int, F: int, D: int, dtype: torch.dtype, gated: bool, normed: bool, added: bool, invariant: bool,
     way: int, magnitude: float,
 ) -> None:  # fmt: skip
@@ -104,3 +113,106 @@ def _cpu(value):  # type: ignore[no-untyped-def]
     if value is None:
         return None
     return type(value)(**{k: _cpu(v) if isinstance(v, Tensor) else v for k, v in vars(value).items()})
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("F", "D"), [(20, 128), (3, 1152)])  # of which the second is split along its columns
+def test_a_row_has_the_same_bits_whatever_is_beside_it(form: str, F: int, D: int) -> None:
+    dtype = DTYPES[0]
+    weight = weight_of(form, F, D, dtype, 128)
+    x = numbers(16, D, seed=3, dtype=dtype)
+    options = {"norm": Norm(1 + 0.1 * numbers(D, seed=4, dtype=dtype)), "invariant": True}
+    if D == 128:
+        options |= {"up": weight_of(form, F, D, dtype, 128, seed=2), "gate": GELU_TANH_GATE}
+    with use_kernels("triton"):
+        every = matvec(x, weight, **options)
+        for row in (0, 6, 15):
+            assert torch.equal(matvec(x[row : row + 1], weight, **options), every[row : row + 1])
+        assert torch.equal(matvec(x[5:8], weight, **options), every[5:8])
+        assert torch.equal(matvec(x.flip(0), weight, **options), every.flip(0))
+        beside = x.clone()
+        beside[::2] = torch.nan
+        assert torch.equal(matvec(beside, weight, **options)[1::2], every[1::2])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_lies_otherwise_in_memory_is_the_same(form: str) -> None:
+    dtype = DTYPES[0]
+    weight, x = weight_of(form, 24, 64, dtype), numbers(64, 6, dtype=dtype).t()
+    with use_kernels("triton"):
+        y = matvec(x, weight)
+        assert torch.equal(matvec(x.contiguous(), weight), y)
+        assert torch.equal(matvec(x.reshape(2, 3, 64), weight), y.reshape(2, 3, 24))
+        assert torch.equal(matvec(x, weight, early=True), y)
+        assert matvec(x[:0], weight).shape == (0, 24)
+        assert matvec(x, weight, dtype=torch.float32).dtype == torch.float32
+        if isinstance(weight, Tensor):
+            wide = torch.zeros(24, 80, dtype=dtype, device=DEVICE)
+            wide[:, :64] = weight
+            assert torch.equal(matvec(x, wide[:, :64]), y)
+
+
+def test_formats_give_back_what_they_hold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 16, (5, 96), generator=generator, dtype=torch.uint8)
+    assert torch.equal(unpack_int4(pack_int4(values)), values)
+    w_FD = torch.randn(5, 96, generator=generator) * 3
+    w_FD[1] = 0.0
+    for weight in (
+        quantize_int8_rows(w_FD), quantize_int4_groups(w_FD, 32), quantize_int4_groups(w_FD, 32, symmetric=True),
+    ):  # fmt: skip
+        again = dequantize(weight)
+        step = weight.scale_F[:, None] if isinstance(weight, Int8Rows) else weight.scale_FJ.repeat_interleave(32, 1)
+        # A zero point is rounded as well, which moves a group's ends by as much again.
+        most = 1.001 if isinstance(weight, Int4Groups) and weight.zero_FJ is not None else 0.501
+        assert ((again - w_FD).abs() <= most * step).all()
+        if isinstance(weight, Int8Rows):
+            assert torch.equal(quantize_int8_rows(again).values_FD, weight.values_FD)
+        else:
+            anew = quantize_int4_groups(again, 32, symmetric=weight.zero_FJ is None)
+            torch.testing.assert_close(dequantize(anew), again)
+    # By hand, as torchao has it: scale = range / 15, zero = round(-least / scale), value = round(w / scale) + zero.
+    by_hand = quantize_int4_groups(torch.tensor([[-1.0, 2.0] + [0.0] * 30]), 32)
+    assert by_hand.scale_FJ.item() == pytest.approx(0.2) and by_hand.zero_FJ is not None
+    assert by_hand.zero_FJ.item() == 5 and unpack_int4(by_hand.packed_FC)[0, :3].tolist() == [0, 15, 5]
+
+
+def test_it_is_an_operation_of_torch() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), use_kernels("triton"):
+        x = torch.empty(2, 3, 64, dtype=torch.float16)
+        weight = Int4Groups(torch.empty(24, 32, dtype=torch.uint8), torch.empty(24, 2), None, 32)
+        y = matvec(x, weight, up=weight, gate=SILU_GATE, dtype=torch.float32)
+        assert y.shape == (2, 3, 24) and y.dtype == torch.float32
+
+
+def test_a_cpu_without_an_interpreter_takes_the_reference() -> None:
+    x, weight = numbers(3, 64).double().cpu(), _cpu(weight_of("int8", 8, 64, torch.float32))
+    with use_kernels("reference"):
+        torch.testing.assert_close(matvec(x, weight), x @ dequantize(weight, torch.float64).T)
+
+
+def test_what_it_refuses() -> None:
+    x, w = numbers(2, 64), numbers(8, 64)
+    int4 = quantize_int4_groups(w, 32)
+    with use_kernels("triton"):
+        for broken, says in (
+            (lambda: matvec(numbers(17, 64), w), "17 rows"),
+            (lambda: matvec(x.double(), w.double()), "float64"),
+            (lambda: matvec(x, w.half()), "float16"),
+            (lambda: matvec(x, numbers(8, 32)), "64 columns"),
+            (lambda: matvec(x, w.t().contiguous().t()), "side by side"),
+            (lambda: matvec(x, w, up=w), "gate needs a second weight"),
+            (lambda: matvec(x, w, up=int4, gate=SILU_GATE), "one format"),
+            (lambda: matvec(x, w, bias_F=numbers(7)), "bias is"),
+            (lambda: matvec(x, w, residual=numbers(3, 8)), "residual is"),
+            (lambda: matvec(x, w, norm=Norm(numbers(8))), "norm is"),
+            (lambda: matvec(x, Int4Groups(int4.packed_FC, int4.scale_FJ[:, :1], None, 32)), "scales and zero"),
+            (lambda: matvec(x, Int4Groups(int4.packed_FC, int4.scale_FJ, None, 48)), "32, 64 or 128"),
+            (lambda: matvec(x.requires_grad_(), w), "no gradient"),
+        ):
+            with pytest.raises(KernelError, match=f"matvec: .*{says}"):
+                broken()
+    with pytest.raises(ValueError, match="groups of 48"):
+        quantize_int4_groups(numbers(8, 96), 48)

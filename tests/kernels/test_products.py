@@ -39,7 +39,7 @@ def kernels() -> Iterator[None]:
 
 
 def choose(patch: pytest.MonkeyPatch, index: int) -> None:
-    """Takes the way at `index` of each operation, round and round, small tiles on a CPU; poisons what is not written."""
+    """Takes the way at `index` of each operation, round and round, small on a CPU; poisons what is not written."""
 
     def run(operation, key, ways, run):  # type: ignore[no-untyped-def]
         way = ways[index % len(ways)]
@@ -73,7 +73,8 @@ WIDTHS = st.sampled_from([1, 16, 48, 100, 128, 144, 300])
 
 @settings(max_examples=25, **QUIET)
 @given(N=st.one_of(st.just(0), SIZES), F=SIZES, D=WIDTHS, dtype=st.sampled_from((*DTYPES, torch.float32)),
-       zero=st.sampled_from([0, 3, 128, 255]), way=st.integers(0, 9), shifted=st.booleans(), biased=st.booleans())  # fmt: skip
+       zero=st.sampled_from([0, 3, 128, 255]), way=st.integers(0, 9), shifted=st.booleans(),
+       biased=st.booleans())  # fmt: skip
 def test_int8_products_are_exact(
     N: int, F: int, D: int, dtype: torch.dtype, zero: int, way: int, shifted: bool, biased: bool
 ) -> None:
@@ -96,7 +97,8 @@ def test_int8_products_are_exact(
 
 
 @settings(max_examples=20, **QUIET)
-@given(shape=st.sampled_from([(1,), (0, 3), (7, 5), (3, 700), (2, 2500)]), dtype=st.sampled_from((*DTYPES, torch.float32)),
+@given(shape=st.sampled_from([(1,), (0, 3), (7, 5), (3, 700), (2, 2500)]),
+       dtype=st.sampled_from((*DTYPES, torch.float32)),
        magnitude=st.sampled_from([1e-30, 0.02, 1.0, 1e4]), zero=st.sampled_from([0, 128, 255]), way=st.integers(0, 2),
        shifted=st.booleans(), strided=st.booleans())  # fmt: skip
 def test_activations_are_quantized_as_they_are_defined(
@@ -157,7 +159,8 @@ def test_numbers_that_fit_eight_bits_keep_all_of_them(
 @pytest.mark.parametrize("kind", sorted(QUANTIZERS))
 @settings(max_examples=6, **QUIET)
 @given(shape=st.sampled_from([(1, 1), (2, 100), (33, 129)]), to=st.sampled_from(FP8),
-       dtype=st.sampled_from((*DTYPES, torch.float32)), magnitude=st.sampled_from([1e-25, 1.0, 3e4]), way=st.integers(0, 3))  # fmt: skip
+       dtype=st.sampled_from((*DTYPES, torch.float32)), magnitude=st.sampled_from([1e-25, 1.0,
+       3e4]), way=st.integers(0, 3))  # fmt: skip
 def test_other_numbers_are_rounded(
     kind: str, shape: tuple[int, int], to: torch.dtype, dtype: torch.dtype, magnitude: float, way: int
 ) -> None:
@@ -176,14 +179,16 @@ def test_other_numbers_are_rounded(
 
 
 @settings(max_examples=16, **QUIET)
-@given(N=st.one_of(st.just(0), SIZES), F=st.one_of(SIZES, st.just(140)), D=WIDTHS, dtype=st.sampled_from((*DTYPES, torch.float32)),
-       x_to=st.sampled_from(FP8), w_to=st.sampled_from(FP8), blocks=st.booleans(), fast=st.booleans(), way=st.integers(0, 10))  # fmt: skip
+@given(N=st.one_of(st.just(0), SIZES), F=st.one_of(SIZES, st.just(140)), D=WIDTHS,
+       dtype=st.sampled_from((*DTYPES, torch.float32)),
+       x_to=st.sampled_from(FP8), w_to=st.sampled_from(FP8), blocks=st.booleans(),
+       fast=st.booleans(), way=st.integers(0, 10))  # fmt: skip
 def test_products_of_eight_bit_floats(
     N: int, F: int, D: int, dtype: torch.dtype, x_to: torch.dtype, w_to: torch.dtype, blocks: bool, fast: bool, way: int
 ) -> None:
     x, w = eight_bits((N, D), x_to, 1), eight_bits((F, D), w_to, 2)
-    J, I = -(-D // 128), -(-F // 128)
-    x_scale, w_scale = ((N, J), (I, J)) if blocks else ((N,), (F,))
+    columns, rows = -(-D // 128), -(-F // 128)
+    x_scale, w_scale = ((N, columns), (rows, columns)) if blocks else ((N,), (F,))
     x_scale, w_scale = (numbers(*s, seed=3).abs() * 1e-3 + 1e-4 for s in (x_scale, w_scale))
     with pytest.MonkeyPatch.context() as patch:
         choose(patch, way)
@@ -215,7 +220,11 @@ def test_a_linear_layer_trains(gradient: str, shape: tuple[int, ...]) -> None:
     wanted = torch.autograd.grad(exact, (x, w), direction)
     # A product of two numbers of 4 bits each is off by some percent, by more in Triton's interpreter.
     coarse = 0.25 if DEVICE == "cpu" else 0.1 if gradient == "e4m3" else 0.2
-    for ours, theirs, bound in ((y, exact, 0.25 if DEVICE == "cpu" else 0.1), (found[0], wanted[0], coarse), (found[1], wanted[1], coarse)):
+    for ours, theirs, bound in (
+        (y, exact, 0.25 if DEVICE == "cpu" else 0.1),
+        (found[0], wanted[0], coarse),
+        (found[1], wanted[1], coarse),
+    ):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         assert (ours - theirs).norm() <= bound * theirs.norm()
 
@@ -272,7 +281,7 @@ def test_what_it_refuses() -> None:
         lambda: fp8_matmul.fp8_linear(numbers(4, 8), numbers(4, 9)),
         lambda: fp8_matmul.fp8_linear(numbers(4, 8), numbers(4, 8), gradient="e3m4"),  # type: ignore[arg-type]
     ):
-        with pytest.raises(KernelError, match="int8_linear|quantize_|fp8_"):
+        with pytest.raises(KernelError, match=r"int8_linear|quantize_|fp8_"):
             broken()
 
 

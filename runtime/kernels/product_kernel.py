@@ -72,12 +72,9 @@ def product_kernel(  # type: ignore[no-untyped-def]
             w_FD = _tile_of(w, j * BLOCK_F, stride_w, column, F, D, BLOCK_F, BLOCK_D, TMA)
             if KIND == _BLOCKS:
                 part_NF = _dot(x_ND, w_FD, tl.zeros((BLOCK_N, BLOCK_F), tl.float32), KIND, IMPRECISE, UPCAST)
-                x_scale_N = tl.load(x_scale_ptr + block.to(tl.int64) * N + n_N, n_N < N, other=0.0)
-                if BLOCK_F <= _SCALED:
-                    part_NF *= tl.load(w_scale_ptr + j * BLOCK_F // _SCALED * J + block)
-                else:
-                    w_scale_F = tl.load(w_scale_ptr + f_F // _SCALED * J + block, f_F < F, other=0.0)
-                    part_NF *= w_scale_F[None, :]
+                x_scale_N = tl.load(x_scale_ptr + block * N + n_N, n_N < N, other=0.0)
+                tl.static_assert(BLOCK_F <= _SCALED, "a tile has one scale of w")
+                part_NF *= tl.load(w_scale_ptr + j * BLOCK_F // _SCALED * J + block)
                 acc_NF += part_NF * x_scale_N[:, None]
             else:
                 acc_NF = _dot(x_ND, w_FD, acc_NF, KIND, IMPRECISE, UPCAST)

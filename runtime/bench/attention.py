@@ -199,8 +199,10 @@ def _sdpa(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _flex(shape: Shape, tensors: tuple[Tensor, Tensor, Tensor], ids: Tensor | None, sinks: Tensor | None) -> Run:
     q, k, v = tensors
+    import torch._functorch.config
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    torch._functorch.config.donated_buffer = False  # backward runs many times
     dense = None
     if "blocks" in shape.name:
         rule = reference.blocks(size=BLOCK, window=3, global_=1, random=3, seed=0)

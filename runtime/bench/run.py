@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.timing import gpu_times, timing_stream
 from ..kernels.tuning import tuning
 from ..problem import Problem
 from .case import OURS, Case
 
 MODULES = ("attention", "decode", "experts", "linear_loss", "products", "optimizer_steps")
-FLUSHED = 256 << 20  # bytes, five times the cache
 SECONDS = 0.25  # of timed runs, at least
 FEWEST, MOST = 7, 200
 
@@ -93,20 +93,8 @@ def _copy_rate() -> float:
 
 
 def milliseconds(run: Callable[[], object]) -> tuple[float, float, float]:
-    """Median, tenth and ninetieth percentile on the GPU, the cache emptied before each run."""
-    for _ in range(2):
-        run()
-    torch.cuda.synchronize()
-    flush = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
-    times: list[float] = []
-    while len(times) < FEWEST or (len(times) < MOST and sum(times) < SECONDS * 1e3):
-        flush.zero_()
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        run()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after))
+    """Median, tenth and ninetieth percentile on the GPU."""
+    times = gpu_times(run, FEWEST, MOST, SECONDS)
     tenths = statistics.quantiles(times, n=10)
     return statistics.median(times), tenths[0], tenths[-1]
 
@@ -125,7 +113,7 @@ def measure(case: Case) -> Row:
     for name, run in runs.items():
         try:
             if name.startswith(OURS):
-                with tuning(lambda timing: None):
+                with tuning(lambda timing: None), torch.cuda.stream(timing_stream()):
                     run()
             median, low, high = milliseconds(run)
             times.append(Timed(name, round(median, 5), round(low, 5), round(high, 5), round(work / median, 1)))

@@ -24,6 +24,7 @@ from typing import TypeVar
 import torch
 
 from ..problem import Problem
+from .timing import gpu_times
 
 Key = tuple[int | str | bool | float | None, ...]
 Result = TypeVar("Result")
@@ -165,28 +166,14 @@ def _measure(
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
-    """The median of several runs on the GPU, the cache emptied before each; on a CPU, of one by the clock."""
+    """The median of several runs on the GPU; on a CPU, of one by the clock."""
     if not torch.cuda.is_available():
         import time
 
         began = time.perf_counter()
         run()
         return (time.perf_counter() - began) * 1e3
-    run()
-    torch.cuda.synchronize()
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    times: list[float] = []
-    spent = 0.0
-    while len(times) < ROUNDS and (spent < LONGEST * 1e3 or len(times) < 3):
-        flush.zero_()
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        run()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after))
-        spent += times[-1]
-    return statistics.median(times)
+    return statistics.median(gpu_times(run, 3, ROUNDS, LONGEST))
 
 
 def _too_large(error: Exception) -> bool:

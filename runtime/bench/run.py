@@ -61,11 +61,11 @@ class Row:
         return None if ours is None or not peers else min(peers) / ours
 
 
-def all_cases(only: str = "") -> Iterator[Case]:
-    """Every case whose kernel and shape have `only` in them."""
+def all_cases(only: Sequence[str] = ("",)) -> Iterator[Case]:
+    """Every case whose kernel and shape have one of `only` in them."""
     for name in MODULES:
         for case in import_module(f"{__package__}.{name}").cases():
-            if only in f"{case.kernel} {case.shape}":
+            if any(text in f"{case.kernel} {case.shape}" for text in only):
                 yield case
 
 
@@ -166,7 +166,7 @@ def plot(rows: Sequence[Row], most: dict[str, float], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="dskc bench kernels", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", default="", help="cases with this in their kernel and shape")
+    parser.add_argument("--only", action="append", help="cases with this in their kernel and shape; again for others")
     parser.add_argument("--out", type=Path, help="a folder for kernels.json and roofline.png")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     most = ceilings()
     print("  ".join(f"{name} {value:,.0f} {'GB/s' if name == 'copy' else 'TFLOP/s'}" for name, value in most.items()))
     rows: list[Row] = []
-    for case in all_cases(options.only):
+    for case in all_cases(options.only or [""]):
         rows.append(measure(case))
         print("\n".join(shown(rows[-1], most)), flush=True)
         if options.out is not None:  # after each, so that nothing is lost where one hangs

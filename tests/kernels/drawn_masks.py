@@ -113,9 +113,7 @@ class Written:
         """`mask`, of places; `mask_of_queries` and `mask_of_keys`, of ranges; None where there is none."""
         return getattr(self.module, name, None)
 
-    def kernel(
-        self, scale: float | None = None, softcap: float | None = None, dropout: float = 0.0
-    ) -> AttentionKernel:
+    def kernel(self, scale: float | None = None, softcap: float | None = None, dropout: float = 0.0) -> AttentionKernel:
         return AttentionKernel(
             f"drawn::attention_{next(_count)}", "drawn.dsk:7", self.mask, self.function("allows"),
             self.function("allows_of_queries"), self.function("allows_of_keys"), scale, softcap, dropout,

@@ -95,12 +95,13 @@ def backward_key_tiles(dk1, dk2, dv, k1, k2, v, q, q2, grad_o, dq, lse, delta, d
         if WITH_DQ:
             ds_MN = ds_NM.T
             dq_ME = tl.dot(ds_MN, k1, input_precision="ieee")
-            where = dq + (at + row_M)[:, None] * E + tl.arange(0, E1)[None, :]
+            row_M1 = ((tl.cast(b, tl.int64) * queries + row_M) * HEADS + h)[:, None]
+            where = dq + row_M1 * E + tl.arange(0, E1)[None, :]
             tl.atomic_add(where, dq_ME * scale, (row_M < queries)[:, None], sem="relaxed")
             if E2 > 0:
                 dq_ME = tl.dot(ds_MN, k2, input_precision="ieee")
                 column = E1 + tl.arange(0, E2)[None, :]
-                where = dq + (at + row_M)[:, None] * E + column
+                where = dq + row_M1 * E + column
                 tl.atomic_add(where, dq_ME * scale, (row_M < queries)[:, None] & (column < E), sem="relaxed")
     return dk1, dk2, dv
 

@@ -83,7 +83,8 @@ class AttentionKernel:
     ) -> Tensor:
         """[B, S, H, V], in the dtype of q; see `reference.attention`. Rows that see no key are zero.
 
-        Kernels take bf16 and fp16 of widths to 256, and scales above 0; of others it is the reference's. Raises KernelError.
+        Kernels take bf16 and fp16 and scales above 0; of others it is the reference's. Raises KernelError, as of heads
+        over 256 wide.
         """
         if not self._in_use(q_BSHE):
             return reference.attention(
@@ -249,7 +250,7 @@ class AttentionKernel:
         }  # fmt: skip
         alone = way.queries is None
         if alone:
-            dq = torch.zeros(call.batch, call.heads, call.queries, call.width, dtype=torch.float32, device=q.device)
+            dq = q.new_zeros(q.shape, dtype=torch.float32)
         else:
             dq = q.new_empty(q.shape)
         m, n = way.keys["BLOCK_M"], way.keys["BLOCK_N"]
@@ -263,8 +264,7 @@ class AttentionKernel:
             STAGES=way.keys.stages, TMA=reads.tma, num_warps=way.keys.warps, num_stages=way.keys.stages, **options,
         )  # fmt: skip
         if way.queries is None:
-            dq = dq.transpose(1, 2).to(q.dtype, memory_format=torch.contiguous_format)
-            return dq, dk, dv, grad_sinks
+            return dq.to(q.dtype), dk, dv, grad_sinks
         m, n = way.queries["BLOCK_M"], way.queries["BLOCK_N"]
         lists = _lists(call, m, n, q.device, of_keys=False)
         reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))

@@ -92,8 +92,8 @@ def run_best(operation: str, key: Key, ways: Sequence[Way], run: Callable[[Way],
     """`run(way)` of the best of `ways`, which are those that fit the call, the likeliest first.
 
     operation: "attention.forward". key: what the choice may depend on, shapes and dtype and options. A way that needs
-    more shared memory or registers than there are, or raises Unfit, is passed over, and remembered. Raises the last such error when none
-    can run.
+    more shared memory or registers than there are is passed over, and remembered, and so is one that raises Unfit.
+    Raises the last such error when none can run.
     """
     if _state.listener is not None and (operation, key) not in _state.measured:
         _measure(operation, key, ways, run, _state.listener)

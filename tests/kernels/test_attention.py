@@ -16,7 +16,7 @@ from dskc.runtime import reference
 from dskc.runtime.kernels import KernelError, attention, attention_ways, use_kernels
 from dskc.runtime.kernels.attention import AttentionKernel
 from dskc.runtime.kernels.attention_tiles import Grid, seen
-from dskc.runtime.kernels.tuning import Unfit, Way, forget, run_best
+from dskc.runtime.kernels.tuning import Way, forget
 
 from .drawn_masks import (
     CAUSAL,
@@ -512,7 +512,7 @@ def test_what_a_kernel_cannot_take_is_said_with_its_line() -> None:
     wide = drawn(Shape(3, 3, width=264))
     q, k, v, documents, sinks = good
     assert documents is not None and sinks is not None
-    for given, what in (
+    for tensors_given, what in (
         ((q, k.double(), v, documents, sinks), "`k` is torch.float64, and `q` is"),
         ((q, k, v.to("meta"), documents, sinks), "`v` is on meta"),
         ((q, k, v, documents.to("meta"), sinks), "`documents` is on meta"),
@@ -525,5 +525,5 @@ def test_what_a_kernel_cannot_take_is_said_with_its_line() -> None:
         ((q, k, v, documents, sinks[:-1]), "a sink for each of 2 heads"),
     ):
         with pytest.raises(KernelError, match=what) as caught:
-            kernel(*given)
+            kernel(*tensors_given)
         assert str(caught.value).startswith("attention_") and "(drawn.dsk:7): " in str(caught.value)

@@ -250,6 +250,17 @@ def test_scores_beyond_the_exponential_of_float32() -> None:
         assert (made.o.double() - wanted.o).abs().max() < 0.02 * wanted.o.abs().max()
 
 
+@pytest.mark.parametrize("way", ["apart", "together"])
+def test_scores_far_below_that_of_a_key_that_is_not_there(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_way(monkeypatch, way)
+    for mask in (CAUSAL, EVERYTHING):
+        tensors = drawn(Shape(33, 40), size=0.1)
+        tensors = replace(tensors, q=tensors.q + 5, k=tensors.k - 5)
+        made, wanted = run(written(mask).kernel(), tensors), expected(mask, tensors)
+        assert made.lse.max() < -80
+        compare(made, wanted, WIDE, least=0.1 if WIDE == torch.float32 else 10)
+
+
 @pytest.mark.parametrize(("batch", "queries", "keys"), [(0, 5, 7), (2, 0, 7), (2, 0, 0)])
 def test_no_queries(batch: int, queries: int, keys: int) -> None:
     tensors = drawn(Shape(queries, keys, batch), sinks=True)

@@ -15,6 +15,7 @@ from ..recipe import Term
 from ..rows.facts import columns_of, draws, is_flat, is_wide, scalars_of, widths_of
 from ..rows.node import Columns
 from ..rows.program import Gradient, Kernel, Layout, RowProgram, Store, Tensor
+from ..values import Mask
 from .attention import all_blocks, attention_fields, blocks_function, has_kernel, mask_functions, mask_name
 from .classes import return_type, user_site
 from .expression import TORCH_DTYPES, Call
@@ -37,7 +38,7 @@ class KernelsFile:
     lines: list[Line] = field(default_factory=list)
     helpers: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)  # of runtime/kernels
-    masks: set[str] = field(default_factory=set)  # heads of their functions that are there
+    masks: dict[str, list[str]] = field(default_factory=dict)  # their functions that are there, by the heads of those
     of_masks: set[str] = field(default_factory=set)  # functions of runtime/kernels/masks.py that they call
     losses: dict[tuple[object, ...], str] = field(default_factory=dict)  # what kernels of the objective are called
 
@@ -57,12 +58,12 @@ class KernelsFile:
         key = attributes.kernel_key(op)
         if key in self.names.kernels:
             return
-        mask, place = mask_name(attributes.mask), _place_of(op.span, site)
+        mask, functions = self._named_mask(attributes.mask)
+        place = _place_of(op.span, site)
         name, n = f"{mask}_attention", 2
         while name in self.names.kernels.values():
             name, n = f"{mask}_attention{n}", n + 1
         self.names.kernels[key] = name
-        functions = mask_functions(attributes.mask, mask)
         for blocks in all_blocks(attributes.mask):
             self._mask_function(blocks_function(blocks), op, site)
             self.of_masks |= {"draw", "hashed"} if dict(blocks.arguments)["random"] else set()
@@ -75,9 +76,16 @@ class KernelsFile:
             lines += _field(entry, value)
         self.lines += [*(Line(text, op.span).within(site) for text in (*lines, ")")), Line(""), Line("")]
 
+    def _named_mask(self, mask: Mask | None) -> tuple[str, list[list[str]]]:
+        """A mask's name and functions: masks that differ in what a name does not tell are numbered."""
+        name, n = mask_name(mask), 2
+        while any(self.masks.get(lines[1], lines) != lines for lines in mask_functions(mask, name)):
+            name, n = f"{mask_name(mask)}_{n}", n + 1
+        return name, mask_functions(mask, name)
+
     def _mask_function(self, function: list[str], op: Op, site: Span | None) -> None:
         if function[1] not in self.masks:
-            self.masks.add(function[1])
+            self.masks[function[1]] = function
             self.lines += [*(Line(text, op.span).within(site) for text in function), Line(""), Line("")]
 
     def add(self, op: Op, site: Span | None = None) -> str:

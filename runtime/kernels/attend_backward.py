@@ -27,8 +27,9 @@ def attention_delta(o, grad_o, delta, lse, sinks, grad_sinks, ob, oh, os, db, dh
                     SINKS: tl.constexpr, HEADS: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr,
                     BLOCK_M: tl.constexpr):  # fmt: skip
     """Of each row `sum(o * grad_o)`, which backward subtracts; of each tile and head its part of a sink's gradient."""
-    tile = tl.program_id(0)
-    b, h = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
+    tiles = (queries + BLOCK_M - 1) // BLOCK_M
+    tile, head = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    b, h = head // HEADS, head % HEADS
     first = tile * BLOCK_M
     row_M = first + tl.arange(0, BLOCK_M)
     o_MV = load_tile(o, b, h, first, queries, ob, oh, os, 0, V, BLOCK_M, BLOCK_V, False)
@@ -39,7 +40,7 @@ def attention_delta(o, grad_o, delta, lse, sinks, grad_sinks, ob, oh, os, db, dh
     if SINKS:
         lse_M = tl.load(lse + at, row_M < queries, other=float("inf"))
         p_M = tl.exp2((tl.load(sinks + h).to(tl.float32) - lse_M) * LOG2E)
-        tl.store(grad_sinks + tl.program_id(1) * tl.num_programs(0) + tile, -tl.sum(p_M * delta_M))
+        tl.store(grad_sinks + tl.program_id(0), -tl.sum(p_M * delta_M))
 
 
 @triton.jit
@@ -94,12 +95,13 @@ def backward_key_tiles(dk1, dk2, dv, k1, k2, v, q, q2, grad_o, dq, lse, delta, d
         if WITH_DQ:
             ds_MN = ds_NM.T
             dq_ME = tl.dot(ds_MN, k1, input_precision="ieee")
-            where = dq + (at + row_M)[:, None] * E + tl.arange(0, E1)[None, :]
+            row_M1 = ((tl.cast(b, tl.int64) * queries + row_M) * HEADS + h)[:, None]
+            where = dq + row_M1 * E + tl.arange(0, E1)[None, :]
             tl.atomic_add(where, dq_ME * scale, (row_M < queries)[:, None], sem="relaxed")
             if E2 > 0:
                 dq_ME = tl.dot(ds_MN, k2, input_precision="ieee")
                 column = E1 + tl.arange(0, E2)[None, :]
-                where = dq + (at + row_M)[:, None] * E + column
+                where = dq + row_M1 * E + column
                 tl.atomic_add(where, dq_ME * scale, (row_M < queries)[:, None] & (column < E), sem="relaxed")
     return dk1, dk2, dv
 

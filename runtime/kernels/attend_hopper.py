@@ -238,8 +238,8 @@ def attention_forward_hopper(
         width = (keys + BLOCK_N - 1) // BLOCK_N
         partial += at * width
         whole += at * width
-        partial_tiles = gl.load(partial_count + at)
         whole_tiles = gl.load(whole_count + at)
+        partial_tiles = gl.maximum(gl.load(partial_count + at), 1 - whole_tiles)  # one at least, as below
         masked_count = partial_tiles
         unmasked_count = partial_tiles + whole_tiles
         count = unmasked_count

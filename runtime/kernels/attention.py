@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,43 +12,17 @@ from torch import Tensor
 
 from .. import reference
 from ..reference.mask import Causal, Everything, Mask
-from . import attend_backward, attend_forward
+from . import attend_backward, attend_forward, attention_cudnn
+from .attention_cudnn import CUDNN
 from .attention_hopper import hopper_ways, launch_hopper
-from .attention_tensors import Reads, by_part, listed, or_stand_in, padded, parts, together
+from .attention_tensors import Reads, by_part, columns_together, listed, or_stand_in, padded, parts, together
 from .attention_tiles import Grid, TileLists, has_blocks, tile_lists
+from .attention_ways import Backward, backward_ways, forward_ways
 from .choice import interpreted, kernels_in_use
 from .row_kernel import KernelError, _unique
-from .tuning import Key, Tile, Way, run_best, tile
+from .tuning import Key, Tile, Way, run_best
 
 MOST_WIDTH = 256
-CUDNN = Way("cudnn")
-FORWARD = (
-    tile(4, 3, BLOCK_M=64, BLOCK_N=64),
-    tile(4, 2, BLOCK_M=128, BLOCK_N=64),
-    tile(8, 3, BLOCK_M=128, BLOCK_N=64),
-    tile(8, 2, BLOCK_M=128, BLOCK_N=128),
-    tile(4, 2, BLOCK_M=64, BLOCK_N=128),
-    tile(4, 1, BLOCK_M=64, BLOCK_N=32),
-)
-TOGETHER = (  # one kernel for all gradients
-    tile(8, 2, BLOCK_M=64, BLOCK_N=128),
-    tile(8, 1, BLOCK_M=64, BLOCK_N=128),
-    tile(4, 2, BLOCK_M=64, BLOCK_N=64),
-    tile(4, 2, BLOCK_M=32, BLOCK_N=64),
-)
-APART_KEYS = (
-    tile(8, 2, BLOCK_M=64, BLOCK_N=128),
-    tile(8, 3, BLOCK_M=64, BLOCK_N=128),
-    tile(4, 3, BLOCK_M=64, BLOCK_N=64),
-    tile(4, 2, BLOCK_M=32, BLOCK_N=64),
-)
-APART_QUERIES = (
-    tile(8, 2, BLOCK_M=128, BLOCK_N=64),
-    tile(8, 3, BLOCK_M=128, BLOCK_N=64),
-    tile(4, 3, BLOCK_M=64, BLOCK_N=64),
-    tile(4, 2, BLOCK_M=64, BLOCK_N=32),
-)
-INTERPRETED = (tile(4, 1, BLOCK_M=16, BLOCK_N=16),)
 
 
 @dataclass(frozen=True)
@@ -65,6 +38,15 @@ class _Call:
     value_width: int
     mask: Mask
     listed: bool
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.batch and self.queries and self.heads)
+
+    def results(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The result and log-sum-exp, not written yet."""
+        o = torch.empty(self.batch, self.queries, self.heads, self.value_width, dtype=q.dtype, device=q.device)
+        return o, torch.empty(self.batch, self.heads, self.queries, dtype=torch.float32, device=q.device)
 
 
 @dataclass(eq=False)
@@ -101,7 +83,8 @@ class AttentionKernel:
     ) -> Tensor:
         """[B, S, H, V], in the dtype of q; see `reference.attention`. Rows that see no key are zero.
 
-        Kernels take bf16 and fp16 of widths to 256; of other dtypes it is the reference's. Raises KernelError.
+        Kernels take bf16 and fp16 and scales above 0; of others it is the reference's. Raises KernelError, as of heads
+        over 256 wide.
         """
         if not self._in_use(q_BSHE):
             return reference.attention(
@@ -133,7 +116,9 @@ class AttentionKernel:
     def _in_use(self, q: Tensor) -> bool:
         # Triton's interpreter multiplies matrices of bf16 wrongly.
         taken = (torch.float16, torch.float32) if interpreted() else (torch.float16, torch.bfloat16)
-        return kernels_in_use(q.device) and q.dtype in taken
+        # The greatest score is found before scores are scaled.
+        scaled = self.scale is None or self.scale > 0
+        return kernels_in_use(q.device) and q.dtype in taken and scaled
 
     # --- forward
 
@@ -147,18 +132,18 @@ class AttentionKernel:
         seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         call = self._call(q, k, v, documents)
-        ways: list[Way] = list(INTERPRETED if interpreted() else FORWARD)
+        q, k, v = (columns_together(t) for t in (q, k, v))
+        documents, sinks = (t if t is None else t.contiguous() for t in (documents, sinks))
         hopper = [] if seed is not None or has_blocks(call.mask) else hopper_ways(q, k, v)
-        ways = [*hopper, *ways]
+        ways: list[Way] = [*hopper, *forward_ways()]
         if self._plain(call, sinks, seed):
             ways.insert(0, CUDNN)
 
         def run(way: Way) -> tuple[Tensor, Tensor]:
             if way is CUDNN:
-                return _cudnn_forward(q, k, v, isinstance(call.mask, Causal), self._scale(call))
+                return attention_cudnn.forward(q, k, v, isinstance(call.mask, Causal), self._scale(call))
             assert isinstance(way, Tile)
-            o = torch.empty(call.batch, call.queries, call.heads, call.value_width, dtype=q.dtype, device=q.device)
-            lse = torch.empty(call.batch, call.heads, call.queries, dtype=torch.float32, device=q.device)
+            o, lse = call.results(q)
             if way in hopper:
                 lists = _lists(call, way["BLOCK_M"], way["BLOCK_N"], q.device, of_keys=False)
                 of_queries = None if call.listed else self.of_queries
@@ -170,8 +155,8 @@ class AttentionKernel:
                 self._launch_forward(call, way, q, k, v, o, lse, documents, sinks, seed)
             return o, lse
 
-        if not (call.batch and call.queries and call.heads):
-            return run(FORWARD[0])
+        if call.is_empty:
+            return call.results(q)
         return run_best("attention.forward", self._key(call, q, sinks, seed), ways, run)
 
     def _launch_forward(
@@ -219,17 +204,13 @@ class AttentionKernel:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of q, k, v and sinks (empty where there are none)."""
         call = self._call(q, k, v, documents)
-        if not (call.batch and call.queries and call.heads):
-            return (
-                torch.zeros_like(q),
-                torch.zeros_like(k),
-                torch.zeros_like(v),
-                torch.zeros_like(or_stand_in(sinks, lse)),
-            )
-        if grad_o.stride(-1) != 1:
-            grad_o = grad_o.contiguous()
+        if call.is_empty:
+            dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
+            return dq, dk, dv, lse.new_empty(0) if sinks is None else sinks.new_zeros(sinks.shape)
+        grad_o, q, k, v = (columns_together(t) for t in (grad_o, q, k, v))
+        documents, sinks = (t if t is None else t.contiguous() for t in (documents, sinks))
         key = self._key(call, q, sinks, seed)
-        ways = list(_backward_ways())
+        ways: list[Way] = list(backward_ways())
         if torch.are_deterministic_algorithms_enabled():
             ways = [way for way in ways if way.name.startswith("apart")]
         elif self._plain(call, sinks, seed):
@@ -237,9 +218,9 @@ class AttentionKernel:
 
         def run(way: Way) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             if way is CUDNN:
-                made = _cudnn_backward(grad_o, q, k, v, o, lse, isinstance(call.mask, Causal), self._scale(call))
-                return *made, lse.new_empty(0)
-            assert isinstance(way, _Backward)
+                causal, scale = isinstance(call.mask, Causal), self._scale(call)
+                return *attention_cudnn.backward(grad_o, q, k, v, o, lse, causal, scale), lse.new_empty(0)
+            assert isinstance(way, Backward)
             return self._run_backward(call, way, grad_o, q, k, v, o, lse, documents, sinks, seed)
 
         return run_best("attention.backward", key, ways, run)
@@ -247,7 +228,7 @@ class AttentionKernel:
     def _run_backward(
         self,
         call: _Call,
-        way: _Backward,
+        way: Backward,
         grad_o: Tensor,
         q: Tensor,
         k: Tensor,
@@ -259,7 +240,7 @@ class AttentionKernel:
         seed: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         delta, grad_sinks = self._delta(call, grad_o, o, lse, sinks)
-        dk, dv = torch.empty_like(k, memory_format=torch.contiguous_format), v.new_empty(v.shape)
+        dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
         e1, e2 = parts(call.width)
         e_v = padded(call.value_width)
         options = {
@@ -269,21 +250,21 @@ class AttentionKernel:
         }  # fmt: skip
         alone = way.queries is None
         if alone:
-            dq = torch.zeros(call.batch, call.heads, call.queries, call.width, dtype=torch.float32, device=q.device)
+            dq = q.new_zeros(q.shape, dtype=torch.float32)
         else:
-            dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+            dq = q.new_empty(q.shape)
         m, n = way.keys["BLOCK_M"], way.keys["BLOCK_N"]
         lists = _lists(call, m, n, q.device, of_keys=True)
         reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))
         attend_backward.attention_backward_keys[(-(-call.keys // n) * call.batch * call.groups,)](  # type: ignore[index]
             *reads.tensors, dq, dk, dv, lse, delta, or_stand_in(documents, lse), or_stand_in(seed, lse),
             *listed(lists, lse), *reads.strides, *by_part(dk), *by_part(dv), call.queries, call.keys, self._scale(call),
-            together(q, grad_o),
+            max(1, together(q, grad_o) // (call.heads // call.groups)),
             BOUNDS=None if call.listed else self.of_keys, WITH_DQ=alone, BLOCK_M=m, BLOCK_N=n,
             STAGES=way.keys.stages, TMA=reads.tma, num_warps=way.keys.warps, num_stages=way.keys.stages, **options,
         )  # fmt: skip
         if way.queries is None:
-            return dq.transpose(1, 2).to(q.dtype), dk, dv, grad_sinks
+            return dq.to(q.dtype), dk, dv, grad_sinks
         m, n = way.queries["BLOCK_M"], way.queries["BLOCK_N"]
         lists = _lists(call, m, n, q.device, of_keys=False)
         reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))
@@ -304,13 +285,13 @@ class AttentionKernel:
         block = 16 if interpreted() else 64
         tiles = -(-call.queries // block)
         delta = torch.empty_like(lse)
-        parts = torch.empty(call.batch, call.heads, tiles if sinks is not None else 0, device=o.device)
-        attend_backward.attention_delta[(tiles, call.batch * call.heads)](  # type: ignore[index]
-            o, grad_o, delta, lse, or_stand_in(sinks, lse), parts, *by_part(o), *by_part(grad_o), call.queries,
+        of_tiles = torch.empty(call.batch, call.heads, tiles if sinks is not None else 0, device=o.device)
+        attend_backward.attention_delta[(tiles * call.batch * call.heads,)](  # type: ignore[index]
+            o, grad_o, delta, lse, or_stand_in(sinks, lse), of_tiles, *by_part(o), *by_part(grad_o), call.queries,
             SINKS=sinks is not None, HEADS=call.heads, V=call.value_width, BLOCK_V=padded(call.value_width),
             BLOCK_M=block,
         )  # fmt: skip
-        return delta, parts.sum((0, 2)).to(sinks.dtype) if sinks is not None else parts.flatten()
+        return delta, of_tiles.sum((0, 2)).to(sinks.dtype) if sinks is not None else of_tiles.flatten()
 
     # --- what is called
 
@@ -408,27 +389,6 @@ class AttentionKernel:
         return forward, backward
 
 
-@dataclass(frozen=True)
-class _Backward(Way):
-    """Gradients by one kernel (`queries` None), or by one for keys and values and one for queries."""
-
-    keys: Tile = APART_KEYS[0]
-    queries: Tile | None = None
-
-
-@cache
-def _backward_ways() -> Sequence[Way]:
-    if interpreted():
-        (small,) = INTERPRETED
-        return [_Backward("apart", small, small), _Backward("together", small)]
-    ways: list[Way] = [_Backward(f"together {tile.name}", tile) for tile in TOGETHER]
-    ways += [
-        _Backward(f"apart {keys.name}, {queries.name}", keys, queries)
-        for keys, queries in zip(APART_KEYS, APART_QUERIES, strict=True)
-    ]
-    return ways
-
-
 def _lists(call: _Call, m: int, n: int, device: torch.device, of_keys: bool) -> TileLists | None:
     if not call.listed:
         return None
@@ -437,24 +397,3 @@ def _lists(call: _Call, m: int, n: int, device: torch.device, of_keys: bool) -> 
 
 def _bucket(length: int) -> int:
     return 1 << max(0, math.ceil(math.log2(max(1, length))))
-
-
-# --- cuDNN, by torch's own operators
-
-
-def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    o, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True, 0.0, causal, False, scale=scale
-    )
-    return o.transpose(1, 2), lse.view(q.shape[0], q.shape[2], q.shape[1])
-
-
-def _cudnn_backward(
-    grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    none = torch.zeros((), dtype=torch.int64, device=q.device)
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-        grad_o.transpose(1, 2), q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), o.transpose(1, 2),
-        lse.unsqueeze(-1), none, none, None, None, None, q.shape[1], k.shape[1], 0.0, causal, scale=scale,
-    )  # fmt: skip
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

@@ -56,6 +56,11 @@ def descriptor(t_BSHE: Tensor, rows: int, columns: int) -> Any:
     return TensorDescriptor(t_BSHE, [batch, heads, length, width], [*by_part(t_BSHE), 1], [1, 1, rows, columns])
 
 
+def columns_together(t_BSHE: Tensor) -> Tensor:
+    """The tensor, or a copy where the elements of a row do not lie one after another: kernels take no other."""
+    return t_BSHE if t_BSHE.stride(-1) == 1 else t_BSHE.contiguous()
+
+
 def by_part(t_BSHE: Tensor) -> tuple[int, int, int]:
     """Between sequences, heads and positions."""
     return t_BSHE.stride(0), t_BSHE.stride(2), t_BSHE.stride(1)

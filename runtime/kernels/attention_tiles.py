@@ -66,6 +66,8 @@ def tile_lists(mask: Mask, grid: Grid, of_keys: bool = False) -> TileLists:
     ids = _ids(mask)
     if not ids:
         return _kept_lists(mask, grid, of_keys)
+    if any(i.is_inference() for i in ids) or _is_captured(grid.device):
+        return _lists(mask, grid, of_keys)
     what = (_key(mask), *((id(i), i._version) for i in ids))
     held = _recent.get((grid, of_keys))
     if held is None or held.what != what:
@@ -73,6 +75,11 @@ def tile_lists(mask: Mask, grid: Grid, of_keys: bool = False) -> TileLists:
             _recent.clear()
         held = _recent[grid, of_keys] = _Held(what, ids, _lists(mask, grid, of_keys))
     return held.lists
+
+
+def _is_captured(device: torch.device) -> bool:
+    """Whether a graph of CUDA records: it is replayed for other documents at the same place."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True)

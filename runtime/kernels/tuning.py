@@ -32,6 +32,10 @@ RECORDED = Path(__file__).parent / "recorded"
 ROUNDS, LONGEST = 20, 0.15  # timed runs of one way: as many, or as fit into so many seconds
 
 
+class Unfit(Exception):
+    """A way finds, once it is run, that it cannot take a call."""
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to do an operation. `name` says it in full, tile and all: two ways of an operation differ in it."""
@@ -89,8 +93,8 @@ def run_best(operation: str, key: Key, ways: Sequence[Way], run: Callable[[Way],
     """`run(way)` of the best of `ways`, which are those that fit the call, the likeliest first.
 
     operation: "attention.forward". key: what the choice may depend on, shapes and dtype and options. A way that needs
-    more shared memory or registers than there are is passed over, and remembered. Raises the last such error when none
-    can run.
+    more shared memory or registers than there are is passed over, and remembered, and so is one that raises Unfit.
+    Raises the last such error when none can run.
     """
     if _state.listener is not None and (operation, key) not in _state.measured:
         _measure(operation, key, ways, run, _state.listener)
@@ -99,7 +103,7 @@ def run_best(operation: str, key: Key, ways: Sequence[Way], run: Callable[[Way],
         try:
             made = run(way)
         except Exception as error:
-            if not _too_large(error):
+            if not _unfit(error):
                 raise
             last = error
             _state.failed.add((operation, key, way.name))
@@ -176,9 +180,9 @@ def _milliseconds(run: Callable[[], object]) -> float:
     return statistics.median(gpu_times(run, 3, ROUNDS, LONGEST))
 
 
-def _too_large(error: Exception) -> bool:
-    """Whether a kernel asked for more than a GPU of this kind has for one program."""
-    return type(error).__name__ in ("OutOfResources", "PTXASError")
+def _unfit(error: Exception) -> bool:
+    """Whether a way cannot: it says so, or its kernel asked for more than a GPU of this kind has for one program."""
+    return isinstance(error, Unfit) or type(error).__name__ in ("OutOfResources", "PTXASError")
 
 
 # --- what is known

@@ -239,8 +239,11 @@ def test_local_and_global_layers(folder: Path) -> None:
     check_decoding(alternating, tokens_BS)
     check_training(alternating, tokens_BS)
     assert "kinds = (Layer1, Layer1, Layer1, Layer1, Layer1, Layer2)" in alternating.source
-    assert "mask=causal & window(4)" in alternating.source
-    assert "mask=causal)" in alternating.source
+    assert "kernels.causal_window_4_attention(" in alternating.source
+    assert "kernels.causal_attention(" in alternating.source
+    written = (alternating.folder / "kernels.py").read_text(encoding="utf-8")
+    assert "mask=lambda _: reference.causal & reference.window(4)," in written
+    assert "mask=lambda _: reference.causal," in written
 
 
 def test_a_local_layer_does_not_see_beyond_its_window(folder: Path) -> None:

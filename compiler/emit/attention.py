@@ -12,8 +12,8 @@ from ..reserved import PYTHON
 from ..values import Mask
 from .text import number
 
-MOST_WIDTH = 256  # of a head: `runtime/kernels/attention.py`
-ENDLESS = "1 << 30"  # where a range has no end: `runtime/kernels/attend_forward.py`
+MOST_WIDTH = 256  # of a head: `runtime/kernels/attention/kernel.py`
+ENDLESS = "1 << 30"  # where a range has no end: `runtime/kernels/attention/forward.py`
 
 
 @dataclass(frozen=True, slots=True)

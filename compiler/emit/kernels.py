@@ -39,7 +39,7 @@ class KernelsFile:
     helpers: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)  # of runtime/kernels
     masks: dict[str, list[str]] = field(default_factory=dict)  # their functions that are there, by the heads of those
-    of_masks: set[str] = field(default_factory=set)  # functions of runtime/kernels/masks.py that they call
+    of_masks: set[str] = field(default_factory=set)  # functions of runtime/kernels/attention/masks.py that they call
     losses: dict[tuple[object, ...], str] = field(default_factory=dict)  # what kernels of the objective are called
 
     def region(self, region: Region, site: Span | None = None) -> None:
@@ -210,6 +210,8 @@ class KernelsFile:
     def file(self) -> list[Line]:
         """The lines below the header."""
         imports = sorted(self.used, key=lambda n: (not n[0].isupper(), n))
+        module = "dskc.runtime.kernels.attention.masks"
+        of_masks = [f"from {module} import {', '.join(sorted(self.of_masks))}"] if self.of_masks else []
         lines = [
             f'"""Kernels of {self.graph.name}: what its model does row by row, as Triton, forward and backward.',
             "",
@@ -225,8 +227,8 @@ class KernelsFile:
             "",
             "from dskc.runtime import reference",
             f"from dskc.runtime.kernels import {', '.join(imports)}",
+            *of_masks,
             f"from dskc.runtime.kernels.language import {'tl, ' if self._uses('tl.') else ''}triton",
-            *([f"from dskc.runtime.kernels.masks import {', '.join(sorted(self.of_masks))}"] if self.of_masks else []),
             "",
             "",
         ]

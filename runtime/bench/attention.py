@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..kernels.attention import AttentionKernel
+from ..kernels.attention.kernel import AttentionKernel
+from ..kernels.attention.masks import draw, hashed
 from ..kernels.language import tl, triton
-from ..kernels.masks import draw, hashed
 from .case import OURS, Case, Run
 
 WINDOW = 1024

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.decode import decode_attention
-from ..kernels.latent_decode import latent_decode
+from ..kernels.decode.attention import decode_attention
+from ..kernels.decode.latent import latent_decode
 from .case import OURS, Case, Run
 
 BATCHES, CONTEXTS = (1, 8, 64), (600, 4096, 32768)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .. import reference
 from ..kernels import use_kernels
-from ..kernels.experts import down_product, experts
-from ..kernels.grouped import grouped_linear, grouped_product
-from ..kernels.grouped_fp8 import grouped_linear_fp8, quantize_rows
-from ..kernels.grouped_product import Product
-from ..kernels.sorting import Routing, sort_by_expert
+from ..kernels.experts.grouped import grouped_linear, grouped_product
+from ..kernels.experts.grouped_fp8 import grouped_linear_fp8, quantize_rows
+from ..kernels.experts.grouped_product import Product
+from ..kernels.experts.layer import down_product, experts
+from ..kernels.experts.sorting import Routing, sort_by_expert
 from .case import OURS, Case, Run
 
 

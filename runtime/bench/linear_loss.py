@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.linear_loss import linear_losses, mean_linear_loss
+from ..kernels.loss.linear_loss import linear_losses, mean_linear_loss
 from .case import OURS, Case, Run
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x [N, D], weight [V, D] and targets [N], a scalar

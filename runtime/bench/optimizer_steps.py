@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..kernels.optimizer_steps import adamw_step, clip_factor, gradient_norm, lion_step
+from ..kernels.optimizer.steps import adamw_step, clip_factor, gradient_norm, lion_step
 from .case import OURS, Case, Run
 
 LAYERS, D, F = 4, 4096, 11008

@@ -71,7 +71,7 @@ def _graph(each: Callable[[T], object], weights: list[T]) -> Run:
 
 def _matvec(form: str, N: int, F: int, D: int, copies: int) -> Mapping[str, Run]:
     """Ours with weights asked for while the kernel before still runs, and without; of bf16 the peers too."""
-    from ..kernels.matvec import matvec
+    from ..kernels.products.matvec import matvec
 
     x = torch.randn(N, D, device="cuda", dtype=torch.bfloat16)
     weights = [_weight(form, F, D) for _ in range(copies)]
@@ -102,7 +102,7 @@ def _weight(form: str, F: int, D: int) -> Weight:
 
 
 def _int8() -> Mapping[str, Run]:
-    from ..kernels.int8_matmul import int8_linear, weight_sums
+    from ..kernels.products.int8_matmul import int8_linear, weight_sums
     from ..reference.quantized import Int8Rows
 
     x = torch.randint(0, 256, (ROWS, COLUMNS), device="cuda", dtype=torch.uint8)
@@ -129,8 +129,8 @@ def _fp8_operands() -> tuple[Tensor, Tensor]:
 
 
 def _fp8_rows(fast: bool) -> Mapping[str, Run]:
-    from ..kernels.fp8_matmul import fp8_rows_matmul
-    from ..kernels.fp8_quantize import quantize_rows
+    from ..kernels.products.fp8_matmul import fp8_rows_matmul
+    from ..kernels.products.fp8_quantize import quantize_rows
 
     (x, x_scale), (w, w_scale) = (quantize_rows(t) for t in _fp8_operands())
     one = torch.ones((), device="cuda")
@@ -146,8 +146,8 @@ def _fp8_rows(fast: bool) -> Mapping[str, Run]:
 
 
 def _fp8_blocks() -> Mapping[str, Run]:
-    from ..kernels.fp8_matmul import fp8_blocks_matmul
-    from ..kernels.fp8_quantize import quantize_blocks, quantize_tiles
+    from ..kernels.products.fp8_matmul import fp8_blocks_matmul
+    from ..kernels.products.fp8_quantize import quantize_blocks, quantize_tiles
 
     x, w = _fp8_operands()
     (x8, x_scale), (w8, w_scale) = quantize_tiles(x), quantize_blocks(w)
@@ -163,7 +163,7 @@ def _fp8_blocks() -> Mapping[str, Run]:
 
 
 def _fp8_linear() -> Mapping[str, Run]:
-    from ..kernels.fp8_matmul import fp8_linear
+    from ..kernels.products.fp8_matmul import fp8_linear
 
     x, w = (t.requires_grad_() for t in _fp8_operands())
     direction = torch.randn(ROWS, TARGETS, device="cuda", dtype=torch.bfloat16)
@@ -174,7 +174,7 @@ def _fp8_linear() -> Mapping[str, Run]:
 
 
 def _uint8() -> Mapping[str, Run]:
-    from ..kernels.int8_matmul import quantize_activations
+    from ..kernels.products.int8_matmul import quantize_activations
     from ..reference.quantized import quantize_uint8
 
     x = torch.randn(ROWS, TARGETS, device="cuda", dtype=torch.bfloat16)
@@ -184,7 +184,7 @@ def _uint8() -> Mapping[str, Run]:
 
 
 def _rows() -> Mapping[str, Run]:
-    from ..kernels.fp8_quantize import quantize_rows
+    from ..kernels.products.fp8_quantize import quantize_rows
     from ..reference.quantized import quantize_fp8_rows
 
     x = torch.randn(ROWS, TARGETS, device="cuda", dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
 """What generated kernels need while they run: which are used, how they are launched, and what torch is told of them."""
 
-from .attention import AttentionKernel
+from .attention.kernel import AttentionKernel
 from .choice import kernels_in_use, use_kernels
 from .launch import Launch, One, Part, Rows, Vector
 from .row_kernel import KernelError, RowKernel

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dskc.compiler.values import Mask
 from dskc.runtime import reference
-from dskc.runtime.kernels import attention, attention_ways
-from dskc.runtime.kernels.attention import AttentionKernel
+from dskc.runtime.kernels.attention import kernel as attention
+from dskc.runtime.kernels.attention import ways as attention_ways
+from dskc.runtime.kernels.attention.kernel import AttentionKernel
 
 from .drawn_masks import (
     dense,

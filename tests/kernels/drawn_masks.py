@@ -21,8 +21,10 @@ from torch import Tensor
 from dskc.compiler.emit.attention import all_blocks, blocks_function, mask_functions, mask_text
 from dskc.compiler.values import Mask
 from dskc.runtime import reference
-from dskc.runtime.kernels import attend_backward, attend_forward, masks
-from dskc.runtime.kernels.attention import AttentionKernel
+from dskc.runtime.kernels.attention import backward as attend_backward
+from dskc.runtime.kernels.attention import forward as attend_forward
+from dskc.runtime.kernels.attention import masks
+from dskc.runtime.kernels.attention.kernel import AttentionKernel
 
 from .conftest import triton_interprets
 
@@ -127,7 +129,7 @@ def written(mask: Mask | None) -> Written:
         "import torch",
         "from dskc.runtime import reference",
         "from dskc.runtime.kernels.language import tl, triton",
-        "from dskc.runtime.kernels.masks import draw, hashed",
+        "from dskc.runtime.kernels.attention.masks import draw, hashed",
         f"mask = lambda documents_BT: {mask_text(mask)}",
     ]
     functions = [blocks_function(found) for found in all_blocks(mask)] + mask_functions(mask, "allows")

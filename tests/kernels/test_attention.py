@@ -14,8 +14,8 @@ from torch import Tensor
 from dskc.compiler.values import Mask
 from dskc.runtime import reference
 from dskc.runtime.kernels import use_kernels
-from dskc.runtime.kernels.attention import AttentionKernel
-from dskc.runtime.kernels.attention_tiles import Grid, seen
+from dskc.runtime.kernels.attention.kernel import AttentionKernel
+from dskc.runtime.kernels.attention.tiles import Grid, seen
 from dskc.runtime.kernels.tuning import forget
 
 from .attention_calls import (
@@ -124,7 +124,7 @@ def kept_places(seed: Tensor, heads: int, queries: int, keys: int, p: float) -> 
     """What each place is multiplied by: [heads, queries, keys] (fp64), as kernels draw it."""
     made = torch.full((heads, queries, keys), torch.nan, device=device)
     draws = imported(
-        "from dskc.runtime.kernels.attend_forward import kept\n"
+        "from dskc.runtime.kernels.attention.forward import kept\n"
         "from dskc.runtime.kernels.language import tl, triton\n\n\n"
         "@triton.jit\n"
         "def draw_all(seed, made, queries, keys, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr):\n"

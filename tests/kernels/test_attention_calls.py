@@ -10,7 +10,9 @@ import torch
 
 from dskc.compiler.values import Mask
 from dskc.runtime import reference
-from dskc.runtime.kernels import KernelError, attention, attention_ways, use_kernels
+from dskc.runtime.kernels import KernelError, use_kernels
+from dskc.runtime.kernels.attention import kernel as attention
+from dskc.runtime.kernels.attention import ways as attention_ways
 from dskc.runtime.kernels.tuning import Way, forget
 
 from .attention_calls import (

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from dskc.compiler.values import Mask
-from dskc.runtime.kernels import attention, attention_hopper, attention_ways, use_kernels
-from dskc.runtime.kernels.attention import AttentionKernel
+from dskc.runtime.kernels import use_kernels
+from dskc.runtime.kernels.attention import hopper as attention_hopper
+from dskc.runtime.kernels.attention import kernel as attention
+from dskc.runtime.kernels.attention import ways as attention_ways
+from dskc.runtime.kernels.attention.kernel import AttentionKernel
 from dskc.runtime.kernels.tuning import Unfit, forget
 
 from .attention_calls import Given, Shape, compare, drawn, expected, run

@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dskc.runtime.kernels import KernelError, decode, latent_decode, split, use_kernels
+from dskc.runtime.kernels import KernelError, use_kernels
+from dskc.runtime.kernels.decode import attention as decode
+from dskc.runtime.kernels.decode import latent as latent_decode
+from dskc.runtime.kernels.decode import split
 from dskc.runtime.kernels.tuning import Tile, forget, tile
 from dskc.runtime.reference import attention, causal, paged, window
 

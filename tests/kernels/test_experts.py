@@ -20,10 +20,18 @@ from dskc.runtime.kernels.tuning import Way
 from .conftest import triton_interprets
 
 with triton_interprets():
-    import dskc.runtime.kernels.experts as layer
-    from dskc.runtime.kernels import combine, gated, grouped, grouped_fp8, grouped_outer, grouped_product, sorting
-    from dskc.runtime.kernels.experts import Biases, experts
-    from dskc.runtime.kernels.gated import SILU_GATE, GatedActivation
+    import dskc.runtime.kernels.experts.layer as layer
+    from dskc.runtime.kernels.experts import (
+        combine,
+        gated,
+        grouped,
+        grouped_fp8,
+        grouped_outer,
+        grouped_product,
+        sorting,
+    )
+    from dskc.runtime.kernels.experts.gated import SILU_GATE, GatedActivation
+    from dskc.runtime.kernels.experts.layer import Biases, experts
 
     @triton.jit
     def bounded_gate(gate, up):  # type: ignore[no-untyped-def]

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dskc.runtime import reference
-from dskc.runtime.kernels import KernelError, linear_loss, loss_products, loss_rows, use_kernels
+from dskc.runtime.kernels import KernelError, use_kernels
+from dskc.runtime.kernels.loss import linear_loss
+from dskc.runtime.kernels.loss import products as loss_products
+from dskc.runtime.kernels.loss import rows as loss_rows
 from dskc.runtime.kernels.tuning import choices, forget, tile, tuning
 
 from .conftest import triton_interprets

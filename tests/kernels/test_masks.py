@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dskc.compiler.emit.attention import Interval, allows, interval, mask_functions
 from dskc.compiler.values import Mask
-from dskc.runtime.kernels.attention_tiles import Grid, seen, tile_lists
+from dskc.runtime.kernels.attention.tiles import Grid, seen, tile_lists
 
 from .attention_calls import QUIET, device
 from .drawn_masks import (

@@ -23,8 +23,8 @@ from dskc.runtime.reference.quantized import (
 from .conftest import triton_interprets
 
 with triton_interprets():
-    from dskc.runtime.kernels import matvec as module
-    from dskc.runtime.kernels.matvec import GELU_TANH_GATE, SILU_GATE, Norm, matvec
+    from dskc.runtime.kernels.products import matvec as module
+    from dskc.runtime.kernels.products.matvec import GELU_TANH_GATE, SILU_GATE, Norm, matvec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16, torch.float32)

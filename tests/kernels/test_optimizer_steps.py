@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from lion_pytorch import Lion as TheirLion
 from torch import Tensor
 
-from dskc.runtime.kernels import KernelError, optimizer_steps, tensor_table, use_kernels
+from dskc.runtime.kernels import KernelError, use_kernels
+from dskc.runtime.kernels.optimizer import steps as optimizer_steps
+from dskc.runtime.kernels.optimizer import tensor_table
 from dskc.runtime.kernels.tuning import forget, tuning
 
 from .conftest import triton_interprets
@@ -22,7 +24,7 @@ with triton_interprets():  # interpreted where there is no GPU, whatever else ha
     importlib.reload(tensor_table)
     importlib.reload(optimizer_steps)
 
-from dskc.runtime.kernels.optimizer_steps import adamw_step, clip_factor, gradient_norm, lion_step
+from dskc.runtime.kernels.optimizer.steps import adamw_step, clip_factor, gradient_norm, lion_step
 
 QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "phases": (Phase.generate,)}
 PIECE = tensor_table.PIECE

@@ -18,7 +18,7 @@ from dskc.runtime.reference.quantized import Int8Rows, quantize_int8_rows
 from .conftest import triton_interprets
 
 with triton_interprets():
-    from dskc.runtime.kernels import fp8_matmul, fp8_quantize, int8_matmul, product
+    from dskc.runtime.kernels.products import fp8_matmul, fp8_quantize, int8_matmul, product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16, torch.float32)

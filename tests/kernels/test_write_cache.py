@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dskc.runtime.kernels import KernelError, decode, use_kernels, write_cache
+from dskc.runtime.kernels import KernelError, use_kernels
+from dskc.runtime.kernels.decode import attention as decode
+from dskc.runtime.kernels.decode import write_cache
 from dskc.runtime.reference import paged
 
 from .test_decode import DEVICE, ON_GPU, QUIET, only, text

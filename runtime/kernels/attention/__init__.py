@@ -1,0 +1,5 @@
+"""Attention with a spec's own mask, forward and backward."""
+
+from .kernel.kernel import AttentionKernel
+
+__all__ = ["AttentionKernel"]

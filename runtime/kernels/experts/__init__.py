@@ -1,0 +1,1 @@
+"""Layers of experts: tokens sorted by expert, and products of a matrix for each."""

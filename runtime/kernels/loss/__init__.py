@@ -1,0 +1,1 @@
+"""The output projection and cross entropy at once."""

@@ -1,0 +1,1 @@
+"""Optimizer steps and norms over all tensors at once."""

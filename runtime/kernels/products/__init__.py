@@ -1,0 +1,1 @@
+"""Products of few rows, and of int8 and fp8."""

@@ -96,7 +96,7 @@ def run_best(operation: str, key: Key, ways: Sequence[Way], run: Callable[[Way],
     more shared memory or registers than there are is passed over, and remembered, and so is one that raises Unfit.
     Raises the last such error when none can run.
     """
-    if _state.listener is not None and (operation, key) not in _state.measured:
+    if _state.listener is not None and (operation, key) not in _state.measured and not _captured():
         _measure(operation, key, ways, run, _state.listener)
     last: Exception | None = None
     for way in _in_order(operation, key, ways):
@@ -167,6 +167,11 @@ def _measure(
     if ran:
         _state.chosen[operation, key] = min(ran)[1]
         _keep(operation, key, min(ran)[1])
+
+
+def _captured() -> bool:
+    """Whether this stream is recorded as a CUDA graph, in which nothing can be timed."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _milliseconds(run: Callable[[], object]) -> float:

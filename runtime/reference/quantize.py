@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .precision import wide
+from .precision import over, wide
 
 GREATEST = {"int8": 127.0, "fp8": 448.0}  # of int8, kept symmetric; of float8_e4m3fn (arXiv:2209.05433, table 1)
 DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -20,7 +20,7 @@ def quantize(x: Tensor, to: Literal["int8", "fp8"]) -> tuple[Tensor, Tensor]:
     near to the even one. No gradient flows.
     """
     y, greatest = wide(x.detach()), GREATEST[to]
-    scale = (y.abs().amax(-1) / greatest).clamp(min=1e-12)
+    scale = over(y.abs().amax(-1), greatest).clamp(min=1e-12)
     values = y / scale.unsqueeze(-1)
     if to == "int8":
         values = values.round()

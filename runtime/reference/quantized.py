@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .precision import wide
+from .precision import over, wide
 
 GROUPS = (32, 64, 128)
 BLOCK = 128  # of scales in blocks (arXiv:2412.19437, section 3.3.2)
@@ -56,7 +56,7 @@ Weight = Tensor | Int8Rows | Int4Groups
 def quantize_int8_rows(weight_FD: Tensor, scale_dtype: torch.dtype = torch.float32) -> Int8Rows:
     """Each row of a weight [F, D] as int8 from -127 to 127: `scale = max(|row|) / 127`, rounded to the nearest even."""
     w_FD = wide(weight_FD.detach())
-    scale_F = (w_FD.abs().amax(-1) / 127).clamp(min=LEAST_SCALE).to(scale_dtype)
+    scale_F = over(w_FD.abs().amax(-1), 127).clamp(min=LEAST_SCALE).to(scale_dtype)
     values_FD = (w_FD / scale_F.to(w_FD.dtype).unsqueeze(-1)).round().clamp(-127, 127)
     return Int8Rows(values_FD.to(torch.int8), scale_F)
 
@@ -76,12 +76,12 @@ def quantize_int4_groups(
     w_FJG = wide(weight_FD.detach()).unflatten(-1, (D // group, group))
     dtype, least = scale_dtype or weight_FD.dtype, torch.finfo(scale_dtype or weight_FD.dtype).tiny
     if symmetric:
-        scale_FJ = (w_FJG.abs().amax(-1) / 7).clamp(min=least).to(dtype)
+        scale_FJ = over(w_FJG.abs().amax(-1), 7).clamp(min=least).to(dtype)
         zero_FJ = None
         offset_FJ1 = torch.full_like(w_FJG[..., :1], MIDDLE)
     else:
         low_FJ, high_FJ = w_FJG.amin(-1).clamp(max=0), w_FJG.amax(-1).clamp(min=0)
-        scale_FJ = ((high_FJ - low_FJ) / 15).clamp(min=least).to(dtype)
+        scale_FJ = over(high_FJ - low_FJ, 15).clamp(min=least).to(dtype)
         offset_FJ1 = (-low_FJ / scale_FJ.to(w_FJG.dtype)).round().clamp(0, 15).unsqueeze(-1)
         zero_FJ = offset_FJ1.squeeze(-1).to(torch.uint8)
     values_FJG = ((w_FJG / scale_FJ.to(w_FJG.dtype).unsqueeze(-1)).round() + offset_FJ1).clamp(0, 15)
@@ -121,7 +121,7 @@ def quantize_uint8(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 def quantize_fp8_rows(x_ND: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
     """x [N, D] in 8-bit floats with a float32 scale [N], `max(|row|)` over the largest number of `dtype`."""
     x_ND = wide(x_ND.detach())
-    scale_N = (x_ND.abs().amax(-1) / LARGEST[dtype]).clamp(min=LEAST_FP8_SCALE)
+    scale_N = over(x_ND.abs().amax(-1), LARGEST[dtype]).clamp(min=LEAST_FP8_SCALE)
     return _fp8(x_ND / scale_N.unsqueeze(-1), dtype), scale_N.float()
 
 
@@ -146,7 +146,7 @@ def _in_blocks(x: Tensor, block_rows: int, dtype: torch.dtype) -> tuple[Tensor, 
     rows, columns = x.shape
     padded = torch.nn.functional.pad(x, (0, -columns % BLOCK, 0, -rows % block_rows))
     blocks = padded.unflatten(0, (-1, block_rows)).unflatten(-1, (-1, BLOCK))
-    scale = (blocks.abs().amax((1, 3)) / LARGEST[dtype]).clamp(min=LEAST_FP8_SCALE)
+    scale = over(blocks.abs().amax((1, 3)), LARGEST[dtype]).clamp(min=LEAST_FP8_SCALE)
     return _fp8(x / spread_scales(scale, rows, columns, block_rows), dtype), scale.float()
 
 

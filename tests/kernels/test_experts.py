@@ -81,7 +81,7 @@ def way(number: int) -> Iterator[None]:
             try:
                 return run(ways[(number + i) % len(ways)])
             except Exception as error:
-                if not tuning._too_large(error):
+                if not tuning._unfit(error):
                     raise
         raise AssertionError(f"no way of {operation} fits")
 
@@ -391,12 +391,12 @@ def test_quantized_rows() -> None:
     x = random(7, 33, seed=0, dtype=torch.float32).detach() * torch.logspace(-20, 20, 7, device=DEVICE)[:, None]
     x[3] = 0
     values, scale = grouped_fp8.quantize_rows(x)
-    expected, their_scale = reference.quantize(x, "fp8")
-    assert_close([scale], [their_scale.double()], 1e-6)
+    expected, their_scale = (t.to(DEVICE) for t in reference.quantize(x.cpu(), "fp8"))
+    assert torch.equal(scale, their_scale)
     same, size = values.float() == expected.float(), expected.float().abs()
     if DEVICE == "cpu":  # interpreted, rounding up to a power of two does not carry, and subnormal numbers are cut
         assert (same | (size.log2().frac() == 0) | (size < 2**-6)).all()
-    assert same.float().mean() > (0.9 if DEVICE == "cpu" else 0.98)  # a GPU divides a little differently
+    assert same.float().mean() > 0.9 if DEVICE == "cpu" else same.all()
 
 
 @settings(max_examples=6, **QUIET)

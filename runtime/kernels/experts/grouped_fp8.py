@@ -126,10 +126,10 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
         column_D = start + tl.arange(0, BLOCK_D)
         x_D = tl.load(x_ptr + row * D + column_D, column_D < D, other=0.0).to(tl.float32)
         most_D = tl.maximum(most_D, tl.abs(x_D))
-    scale = tl.maximum(tl.max(most_D, 0) / GREATEST, 1e-12)
+    scale = tl.maximum(tl.div_rn(tl.max(most_D, 0), GREATEST), 1e-12)
     tl.store(scale_ptr + row, scale)
     for start in range(0, D, BLOCK_D):
         column_D = start + tl.arange(0, BLOCK_D)
-        x_D = tl.load(x_ptr + row * D + column_D, column_D < D, other=0.0).to(tl.float32) / scale
-        x_D = tl.minimum(tl.maximum(x_D, -GREATEST), GREATEST)
+        x_D = tl.load(x_ptr + row * D + column_D, column_D < D, other=0.0).to(tl.float32)
+        x_D = tl.minimum(tl.maximum(tl.div_rn(x_D, scale), -GREATEST), GREATEST)
         tl.store(values_ptr + row * D + column_D, x_D.to(values_ptr.dtype.element_ty), column_D < D)

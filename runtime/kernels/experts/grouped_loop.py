@@ -14,7 +14,8 @@ def list_tiles_kernel(  # type: ignore[no-untyped-def]
     offsets_ptr, tiles_ptr, X, S, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr
 ):
     """Writes for each tile of BLOCK_M rows its expert, its first row and where the expert's rows end, [3, S], expert by
-    expert, and behind them how many there are.
+    expert, and behind them how many there are. A slot beyond those is that of row 0: it may be read, and names nothing
+    that is not there.
 
     A kernel of its own: those that read it need no sums over experts, which Triton cannot give to several warps' tasks.
     """
@@ -30,8 +31,8 @@ def list_tiles_kernel(  # type: ignore[no-untyped-def]
     first_S = tl.sum(tl.where(within_SX, (start_X - (until_X - count_X) * BLOCK_M)[None, :], 0), 1)
     end_S = tl.sum(tl.where(within_SX, end_X[None, :], 0), 1)
     tl.store(tiles_ptr + slot_S, expert_S, slot_S < S)
-    tl.store(tiles_ptr + S + slot_S, first_S + slot_S * BLOCK_M, slot_S < S)
-    tl.store(tiles_ptr + 2 * S + slot_S, end_S, slot_S < S)
+    tl.store(tiles_ptr + S + slot_S, tl.where(slot_S < count, first_S + slot_S * BLOCK_M, 0), slot_S < S)
+    tl.store(tiles_ptr + 2 * S + slot_S, tl.where(slot_S < count, end_S, 1), slot_S < S)
     if tl.program_id(0) == 0:
         tl.store(tiles_ptr + 3 * S, count)
 
@@ -43,9 +44,10 @@ def find_tile(number, tiles_ptr, S, columns, GROUP: tl.constexpr):  # type: igno
     GROUP tiles of rows by all columns, rows first: an expert's weights and rows stay in the L2 cache meanwhile.
     """
     first = number // (GROUP * columns) * GROUP
-    high = min(GROUP, tl.load(tiles_ptr + 3 * S) - first)
+    # Loops whose iterations overlap may ask for a tile behind the last: that is some slot too.
+    high = tl.maximum(tl.minimum(GROUP, tl.load(tiles_ptr + 3 * S) - first), 1)
     within = number % (GROUP * columns)
-    place = tiles_ptr + first + within % high
+    place = tiles_ptr + tl.minimum(first + within % high, S - 1)
     return tl.load(place), tl.load(place + S), tl.load(place + 2 * S), within // high
 
 

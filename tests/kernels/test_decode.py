@@ -38,6 +38,7 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def only(*tiles: Tile) -> Iterator[None]:
     """These tiles alone; none are those that there are."""
     forget()
+    split.forget_plans()
     everywhere = [(decode, "TILES"), (latent_decode, "TILES"), (latent_decode, "FEW_TILES")]
     if not tiles:
         yield
@@ -52,6 +53,7 @@ def only(*tiles: Tile) -> Iterator[None]:
     finally:
         for patch in patches:
             patch.stop()
+        split.forget_plans()
 
 
 @contextmanager
@@ -61,8 +63,12 @@ def spread_by(unit: str) -> Iterator[None]:
     def spread(call: split.Attention, tile: Tile, processors: int) -> tuple[int, int]:
         return tile[unit], call.units(tile[unit])
 
-    with mock.patch.object(split.Attention, "spread", spread):
-        yield
+    split.forget_plans()
+    try:
+        with mock.patch.object(split.Attention, "spread", spread):
+            yield
+    finally:
+        split.forget_plans()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...reference import paged
 from ..choice import kernels_in_use
 from ..row_kernel import KernelError
-from ..tuning import tile
+from ..tuning import Tile, tile
 from .split import Attention, Part, Scores, attend, observed
 
 WIDEST = 256
@@ -118,8 +118,12 @@ def _run(
         second = Part(q_BSHE[..., cut:], k[..., cut:])
     scores = Scores(scale, window, softcap, k_scale, v_scale)
     call = Attention("decode_attention", first, second, v, lengths_B, table_BN, longest, scores, sinks_H)
-    rows = rows_of(q_BSHE.shape[1] * call.group)
-    return attend(call, [tile for tile in TILES if tile["BLOCK_R"] == rows])
+
+    def tiles() -> list[Tile]:
+        rows = rows_of(q_BSHE.shape[1] * call.group)
+        return [tile for tile in TILES if tile["BLOCK_R"] == rows]
+
+    return attend(call, tiles)
 
 
 def rows_of(asked: int) -> int:

@@ -107,7 +107,7 @@ def _run(
     first, second = Part(q_BSHC, c.unsqueeze(2)), Part(q_rope_BSHR, k_rope.unsqueeze(2))
     scores = Scores(scale, window, softcap)
     call = Attention("latent_decode", first, second, None, lengths_B, table_BN, longest, scores, sinks_H)
-    return attend(call, FEW_TILES if q_BSHC.shape[1] * q_BSHC.shape[2] <= 16 else TILES)
+    return attend(call, lambda: FEW_TILES if q_BSHC.shape[1] * q_BSHC.shape[2] <= 16 else TILES)
 
 
 def _fake(q_BSHC: Tensor, *rest: object) -> tuple[Tensor, Tensor]:

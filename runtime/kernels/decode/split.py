@@ -8,8 +8,8 @@ heads alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..choice import interpreted
 from ..row_kernel import KernelError
-from ..tuning import Tile, run_best
+from ..tuning import Key, Tile, run_best
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FP8 = torch.float8_e4m3fn
@@ -71,6 +71,18 @@ class Attention:
     sinks: Tensor | None
 
     @property
+    def tensors(self) -> list[Tensor]:
+        parts = (self.first.q, self.first.k, *(() if self.second is None else (self.second.q, self.second.k)))
+        return [t for t in (*parts, self.v, self.lengths, self.table, self.sinks) if t is not None]
+
+    @property
+    def layout(self) -> object:
+        """All but what lies in the tensors."""
+        has = (self.second is None, self.v is None, self.table is None, self.sinks is None)
+        lie = [(t.shape, t.stride(), t.dtype, t.device) for t in self.tensors]
+        return (self.operation, self.longest, self.scores, has, *lie)
+
+    @property
     def value(self) -> Tensor:
         return self.first.k if self.v is None else self.v
 
@@ -113,55 +125,119 @@ class Attention:
         return self.longest if window is None else min(self.longest, window + self.first.q.shape[1] - 1)
 
 
-def attend(call: Attention, tiles: Sequence[Tile]) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Steps:
+    """Both launches of a call by one tile, but for its tensors."""
+
+    units: int
+    grid: tuple[int, int, int]
+    numbers: tuple[float | int, ...]  # behind the pointers of the first kernel
+    constants: dict[str, int]
+    rows_grid: tuple[int, int]
+    rows_constants: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What follows from the shapes of a call: which tiles there are, how each is launched, which choice it is."""
+
+    key: Key
+    tiles: Sequence[Tile]
+    shape: tuple[int, int, int, int]  # of the result
+    steps: dict[Tile, Steps] = field(default_factory=dict)
+
+
+PLANS = 512
+_prepared: dict[object, Prepared] = {}
+
+
+def forget_plans() -> None:
+    """Works everything out again from here on."""
+    _prepared.clear()
+
+
+def attend(call: Attention, tiles: Callable[[], Sequence[Tile]]) -> tuple[Tensor, Tensor]:
     """o [B, S, H, V] in the dtype of the queries, and the logarithm of each row's denominator, [B, S, H] in float32.
 
-    Raises KernelError for what kernels cannot take.
+    tiles: asked for once for each layout of tensors. Raises KernelError for what kernels cannot take.
     """
-    _check(call)
-    q, scores = call.first.q, call.scores
-    batch, queries, heads = q.shape[:3]
-    o = torch.empty(batch, queries, heads, call.value.shape[3], dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, queries, heads, dtype=torch.float32, device=q.device)
-    if lse.numel() == 0:
-        return o, lse
-    # Neither batch nor lengths nor pages: whatever the choice depends on, the last bits of results do.
-    key = (
-        str(q.dtype).removeprefix("torch."), str(call.first.k.dtype).removeprefix("torch."),
-        call.first.k.shape[3], call.second_width, call.value.shape[3], call.v is None,
-        queries, call.group, scores.window is not None, scores.softcap is not None,
-    )  # fmt: skip
-    run_best(f"{call.operation}.forward", key, tiles, partial(_launch, call, o, lse))
+    layout = call.layout
+    prepared = _prepared.get(layout)
+    if prepared is None or (torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)):
+        _check(call)
+        if len(_prepared) >= PLANS:
+            _prepared.clear()
+        prepared = _prepared[layout] = _prepare(call, tiles())
+    q, shape = call.first.q, prepared.shape
+    o = torch.empty(shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(shape[:3], dtype=torch.float32, device=q.device)
+    if 0 not in shape[:3]:
+        run_best(f"{call.operation}.forward", prepared.key, prepared.tiles, partial(_launch, call, prepared, o, lse))
     return o, lse
 
 
-def _launch(call: Attention, o: Tensor, lse: Tensor, tile: Tile) -> None:
-    import triton
+def _prepare(call: Attention, tiles: Sequence[Tile]) -> Prepared:
+    q, k, scores = call.first.q, call.first.k, call.scores
+    batch, queries, heads = q.shape[:3]
+    # Neither batch nor lengths nor pages: whatever the choice depends on, the last bits of results do.
+    key = (
+        _name(q.dtype), _name(k.dtype), k.shape[3], call.second_width, call.value.shape[3], call.v is None,
+        queries, call.group, scores.window is not None, scores.softcap is not None,
+    )  # fmt: skip
+    return Prepared(key, tuple(tiles), (batch, queries, heads, call.value.shape[3]))
 
-    from .split_kernels import CHUNKS, combine_kernel, split_kernel
 
-    (first, second, v), (batch, queries, heads, value) = (call.first, call.second or call.first, call.value), o.shape
-    window = call.scores.window or 0
-    unit, units = call.spread(tile, _processors(o.device))
-    acc = torch.empty(batch, units, queries, heads, value, dtype=torch.float32, device=o.device)
-    top, total = torch.empty(2, batch, units, queries, heads, dtype=torch.float32, device=o.device)
+def _steps(call: Attention, tile: Tile) -> Steps:
+    from .split_kernels import CHUNKS
+
+    (first, second, v), window = (call.first, call.second or call.first, call.value), call.scores.window or 0
+    (batch, queries, heads), value = first.q.shape[:3], v.shape[3]
+    unit, units = call.spread(tile, _processors(first.q.device))
     rows = -(-queries * call.group // tile["BLOCK_R"])
     table, page = (call.lengths, 0) if call.table is None else (call.table, first.k.shape[1])
-    if units:
-        split_kernel[(first.k.shape[2] * rows, units, batch)](
-            first.q, second.q, first.k, second.k, v, table, call.lengths, acc, top, total, *call.scores.numbers, unit,
-            *first.q.stride()[:3], *second.q.stride()[:3],
+    block = min(COMBINED, 1 << (value - 1).bit_length())
+    constants = {
+        "K_ROW": first.k.stride(1), "K2_ROW": second.k.stride(1), "V_ROW": v.stride(1), "QUERIES": queries,
+        "GROUP": call.group, "E": first.k.shape[3], "F": call.second_width, "V": value,
+        "BLOCK_E": _block(first.k.shape[3]), "BLOCK_F": _block(call.second_width), "BLOCK_V": _block(value),
+        "SHARED": call.v is None, "PAGE": page, "WINDOW": window, "CAPPED": call.scores.softcap is not None,
+        **tile.options,
+    }  # fmt: skip
+    return Steps(
+        units,
+        (first.k.shape[2] * rows, units, batch),
+        (
+            *call.scores.numbers, unit, *first.q.stride()[:3], *second.q.stride()[:3],
             *first.k.stride()[:3:2], *second.k.stride()[:3:2], *v.stride()[:3:2], table.stride(0),
-            first.k.stride(1), second.k.stride(1), v.stride(1),
-            QUERIES=queries, GROUP=call.group, E=first.k.shape[3], F=call.second_width, V=value,
-            BLOCK_E=_block(first.k.shape[3]), BLOCK_F=_block(call.second_width), BLOCK_V=_block(value),
-            SHARED=call.v is None, PAGE=page, WINDOW=window, CAPPED=call.scores.softcap is not None, **tile.options,
+        ),
+        constants,
+        (batch * queries * heads, -(-value // block)),
+        {
+            "QUERIES": queries, "HEADS": heads, "V": value, "BLOCK_V": block, "WINDOW": window,
+            "SINKS": call.sinks is not None, "CHUNK": tile["CHUNK"], "PIECES": tile["CHUNK"] // unit,
+            "CHUNKS": CHUNKS, "num_warps": 4,
+        },
+    )  # fmt: skip
+
+
+def _launch(call: Attention, prepared: Prepared, o: Tensor, lse: Tensor, tile: Tile) -> None:
+    from .split_kernels import combine_kernel, split_kernel
+
+    steps = prepared.steps.get(tile)
+    if steps is None:
+        steps = prepared.steps[tile] = _steps(call, tile)
+    (first, second), lengths, (batch, queries, heads, value) = (call.first, call.second or call.first), call.lengths, o.shape
+    acc = torch.empty((batch, steps.units, queries, heads, value), dtype=torch.float32, device=o.device)
+    top, total = (torch.empty((batch, steps.units, queries, heads), dtype=torch.float32, device=o.device) for _ in "12")
+    table = lengths if call.table is None else call.table
+    if steps.units:
+        split_kernel[steps.grid](
+            first.q, second.q, first.k, second.k, call.value, table, lengths, acc, top, total, *steps.numbers,
+            **steps.constants,
         )  # fmt: skip
-    block = min(COMBINED, triton.next_power_of_2(value))
-    combine_kernel[(batch * queries * heads, -(-value // block))](
-        acc, top, total, lse if call.sinks is None else call.sinks, call.lengths, o, lse, call.scores.v_scale, units,
-        QUERIES=queries, HEADS=heads, V=value, BLOCK_V=block, WINDOW=window, SINKS=call.sinks is not None,
-        CHUNK=tile["CHUNK"], PIECES=tile["CHUNK"] // unit, CHUNKS=CHUNKS, num_warps=4,
+    combine_kernel[steps.rows_grid](
+        acc, top, total, lse if call.sinks is None else call.sinks, lengths, o, lse, call.scores.v_scale, steps.units,
+        **steps.rows_constants,
     )  # fmt: skip
 
 
@@ -209,9 +285,7 @@ def _check(call: Attention) -> None:
     require(v.shape[:3] == k.shape[:3] and v.shape[3] > 0, f"keys are {list(k.shape)}, values {list(v.shape)}")
     require(v.stride(3) == 1, "the last axis must lie in one run of memory")
     require(k.shape[2] > 0 and q.shape[2] % k.shape[2] == 0, f"{q.shape[2]} heads do not divide over {k.shape[2]}")
-    tensors = [v, call.lengths, *(t for part in parts for t in (part.q, part.k))]
-    tensors += [t for t in (call.table, call.sinks) if t is not None]
-    for tensor in tensors:
+    for tensor in call.tensors:
         require(tensor.device == q.device, f"queries are on {q.device}, and others on {tensor.device}")
         require(not (torch.is_grad_enabled() and tensor.requires_grad), "it has no gradient: call it under no_grad")
     check_places(call.operation, q.shape[0], k, call.lengths, call.table)

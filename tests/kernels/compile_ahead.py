@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -185,10 +186,25 @@ def compiled(launch: Launch, arch: int) -> Compiled:
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return Compiled(**named, error=f"{type(error).__name__}: {' | '.join(lines[-4:])}"[:600])
+    if not _copies_fit(made.asm["ttgir"]):
+        return Compiled(**named, error="a copy of the TMA unit and its descriptor differ in size")
     registers, spilled = _resources(made.asm["cubin"])
     seconds = round(time.perf_counter() - began, 2)
     return Compiled(**named, registers=registers, spilled=spilled, shared=made.metadata.shared,
                     warps=made.metadata.num_warps, seconds=seconds)  # fmt: skip
+
+
+def _copies_fit(text: str) -> bool:
+    """Whether what a descriptor describes is as large as the place that is copied to."""
+    for line in text.splitlines():
+        if "async_tma_copy_global_to_local" in line:
+            described = re.search(r"tensordesc<(?:tensor<)?([\dx]+)x", line)
+            place = re.search(r"-> !ttg\.memdesc<([\dx]+)x", line)
+            assert described and place, line
+            sizes = [math.prod(map(int, found[1].split("x"))) for found in (described, place)]
+            if sizes[0] != sizes[1]:
+                return False
+    return True
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -152,7 +152,6 @@ def gated_kernel(  # type: ignore[no-untyped-def]
     S, N, K, choices, x_stride, gate_stride_X, gate_stride, up_stride_X, up_stride,
     ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
-    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `gated`."""
     columns = tl.cdiv(N, BLOCK_N)
@@ -265,7 +264,6 @@ def gated_gradient_kernel(  # type: ignore[no-untyped-def]
     tiles_ptr, order_ptr, S, N, K, R, choices, grad_stride, down_stride_X, down_stride,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
-    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """See `gated_gradient`. A factor's gradient is that of its row, `grad . (hidden @ down.T)`, as `(grad @ down) .
     hidden`: in parts, one for each tile of columns."""
@@ -278,7 +276,7 @@ def gated_gradient_kernel(  # type: ignore[no-untyped-def]
         grad_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         grad_MN = accumulate(
             grad_MN, grad_ptr, row, read_M, grad_stride, down, expert, column, N, K, down_stride_X, down_stride,
-            True, False, TMA, EVEN_K, False, BLOCK_N, BLOCK_K, PRECISION, None,
+            True, False, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, None,
         )  # fmt: skip
         row_M = row + tl.arange(0, BLOCK_M)
         choice_M = tl.load(order_ptr + row_M, row_M < end, other=0)

@@ -17,7 +17,7 @@ def list_tiles_kernel(  # type: ignore[no-untyped-def]
     expert, and behind them how many there are. A slot beyond those is that of row 0: it may be read, and names nothing
     that is not there.
 
-    A kernel of its own: those that read it need no sums over experts, which Triton cannot give to several warps' tasks.
+    A kernel of its own: those that read it need no sums over experts.
     """
     expert_X = tl.arange(0, BLOCK_X)
     end_X = tl.load(offsets_ptr + expert_X, expert_X < X, other=0)
@@ -100,14 +100,14 @@ def load_weight(  # type: ignore[no-untyped-def]
 @triton.jit
 def accumulate(  # type: ignore[no-untyped-def]
     sum_MN, x, row, read_M, x_stride, weight, expert, column, N, K, stride_X, stride,
-    FLIPPED: tl.constexpr, TMA_X: tl.constexpr, TMA: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
+    FLIPPED: tl.constexpr, TMA_X: tl.constexpr, TMA: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, INEXACT: tl.constexpr,
 ):  # fmt: skip
     """sum_MN plus a tile's rows times its columns of its expert's weight.
 
     INEXACT: how many products of fp8 numbers are summed in the tensor cores' own precision, fewer bits than fp32 has.
     """
-    for k in tl.range(0, K, BLOCK_K, warp_specialize=SPLIT):
+    for k in tl.range(0, K, BLOCK_K):
         x_MK = load_rows(x, row, read_M, k, K, x_stride, TMA_X, EVEN_K, BLOCK_K)
         weight_KN = load_weight(
             weight, expert, column, k, N, K, stride_X, stride, FLIPPED, TMA, EVEN_K, BLOCK_N, BLOCK_K

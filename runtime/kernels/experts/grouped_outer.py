@@ -105,7 +105,7 @@ def outer_kernel(  # type: ignore[no-untyped-def]
     y, x, product_ptr, offsets_ptr, order_ptr, F, D, choices, y_stride, x_stride,
     GATHER_Y: tl.constexpr, GATHER_X: tl.constexpr, TMA_Y: tl.constexpr, TMA_X: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
     """See `Outer`. A program has one tile of one expert, and goes through the expert's rows."""
     down, across = tl.cdiv(F, BLOCK_M), tl.cdiv(D, BLOCK_N)

@@ -19,14 +19,15 @@ from .grouped_loop import accumulate, find_tile, list_tiles_kernel, rows_to_read
 SUPPORTED = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def blocks(
-    warps: int, stages: int, shape: tuple[int, int, int], tma: bool, flat: bool = False, split: bool = False
-) -> Tile:
+def blocks(warps: int, stages: int, shape: tuple[int, int, int], tma: bool, flat: bool = False) -> Tile:
     """A tile of `shape` rows, columns and inner indices. tma: copied by the TMA unit, of Hopper and later. flat: a
-    program for each multiprocessor, which goes on with loads of its next tile while it writes one. split: some warps
-    load, and twice as many as said multiply."""
+    program for each multiprocessor, which goes on with loads of its next tile while it writes one.
+
+    None has warps that only load: Triton 3.6 then halves a tile's rows, but not the box of a descriptor made on the
+    CPU, and the TMA unit writes twice what there is room for.
+    """
     m, n, k = shape
-    options = {"GROUP": 8, "TMA": int(tma), "FLAT": int(flat), "SPLIT": int(split)}
+    options = {"GROUP": 8, "TMA": int(tma), "FLAT": int(flat)}
     return tile(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, **options)
 
 
@@ -38,8 +39,6 @@ MANY = (
     blocks(8, 3, (256, 128, 64), tma=True),
     blocks(4, 3, (128, 128, 64), tma=True),
     blocks(8, 4, (128, 128, 64), tma=True, flat=True),
-    blocks(4, 3, (128, 256, 64), tma=True, split=True),
-    blocks(4, 3, (128, 256, 64), tma=True, flat=True, split=True),
     blocks(8, 3, (128, 256, 64), tma=False),
     blocks(4, 3, (128, 128, 64), tma=False),
     blocks(8, 3, (128, 128, 32), tma=False),
@@ -73,9 +72,7 @@ def fitting(tiles: Sequence[Tile], copied: Sequence[Tensor], gathered: Sequence[
     if not all(map(aligned, (*copied, *gathered))):
         return list(ODD)
     tma = has_tma(copied[0].device)
-    # Of those tried, Triton 3.6 alone splits warps for Hopper, in kernels with one loop that loads nothing otherwise.
-    split = tma and not gathered and len(copied) == 2 and str(triton.__version__).startswith("3.6.")
-    return [way for way in tiles if (tma or not way["TMA"]) and (split or not way["SPLIT"])]
+    return [way for way in tiles if tma or not way["TMA"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,24 +157,24 @@ def product_kernel(  # type: ignore[no-untyped-def]
     S, N, K, choices, x_stride, stride_X, stride, x2_stride, stride2_X, stride2,
     FLIPPED: tl.constexpr, GATHER: tl.constexpr, PLACED: tl.constexpr, TMA_X: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, INEXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
     """See `Product`."""
     columns = tl.cdiv(N, BLOCK_N)
     count = tl.load(tiles_ptr + 3 * S) * columns
-    for number in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLAT and not SPLIT):
+    for number in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLAT):
         expert, row, end, column = find_tile(number, tiles_ptr, S, columns, GROUP)
         column *= BLOCK_N
         read_M = rows_to_read(row, end, order_ptr, choices, GATHER, BLOCK_M)
         sum_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         sum_MN = accumulate(
             sum_MN, x, row, read_M, x_stride, weight, expert, column, N, K, stride_X, stride,
-            FLIPPED, TMA_X, TMA, EVEN_K, SPLIT, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
+            FLIPPED, TMA_X, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
         )  # fmt: skip
         if x2 is not None:
             sum_MN = accumulate(
                 sum_MN, x2, row, read_M, x2_stride, weight2, expert, column, N, K, stride2_X, stride2,
-                FLIPPED, TMA_X, TMA, EVEN_K, SPLIT, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
+                FLIPPED, TMA_X, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, INEXACT,
             )  # fmt: skip
         row_M, column_N = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
         of_expert_N = expert.to(tl.int64) * N + column_N

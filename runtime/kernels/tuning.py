@@ -201,8 +201,9 @@ def _milliseconds(run: Callable[[], object]) -> float:
 
 
 def _unfit(error: Exception) -> bool:
-    """Whether a way cannot: it says so, or its kernel asked for more than a GPU of this kind has for one program."""
-    return isinstance(error, Unfit) or type(error).__name__ in ("OutOfResources", "PTXASError")
+    """Whether a way cannot: it says so, its kernel asked for more than a GPU of this kind has for one program, or is
+    written for another version of Triton."""
+    return isinstance(error, Unfit) or type(error).__name__ in ("OutOfResources", "PTXASError", "CompilationError")
 
 
 # --- what is known

@@ -6,13 +6,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import triton
 from torch import Tensor
 
+from dskc.runtime.kernels.attention.kernel import AttentionKernel
 from dskc.runtime.kernels.decode import attention, latent, write_cache
 from dskc.runtime.kernels.experts import combine, gated, grouped, grouped_fp8, grouped_outer, layer, sorting
 from dskc.runtime.kernels.experts.grouped_outer import Outer
 from dskc.runtime.kernels.experts.grouped_product import Product
+from dskc.runtime.kernels.loss.linear_loss import linear_losses, mean_linear_loss
+from dskc.runtime.kernels.optimizer import steps
 from dskc.runtime.kernels.products import fp8_matmul, fp8_quantize, int8_matmul, matvec
+from dskc.runtime.reference import causal
 from dskc.runtime.reference.quantized import Int4Groups, Int8Rows
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
@@ -122,7 +127,68 @@ def decode_calls() -> Iterator[Call]:
                       cache[..., 512:], lengths, scale=0.1)  # fmt: skip
 
 
+@triton.jit
+def allows(query, key, query_document, key_document):  # type: ignore[no-untyped-def]
+    return key <= query
+
+
+@triton.jit
+def of_queries(first, last):  # type: ignore[no-untyped-def]
+    return 0, last + 1, 0, first + 1
+
+
+@triton.jit
+def of_keys(first, last):  # type: ignore[no-untyped-def]
+    return first, 1073741824, last, 1073741824
+
+
+def attention_calls() -> Iterator[Call]:
+    """Causal, forward and backward, at usual widths; with sinks, a bound and dropout; of documents."""
+    plain = AttentionKernel("ahead::causal", "", lambda ids: causal, allows, of_queries, of_keys)
+    full = AttentionKernel(
+        "ahead::full", "", lambda ids: causal, allows, of_queries, of_keys, softcap=30.0, dropout=0.1
+    )
+    for width, value in ((64, 64), (128, 128), (192, 128), (256, 256), (80, 80)):
+        q, k, v = empty(1, 512, 8, width), empty(1, 512, 2, width), empty(1, 512, 2, value)
+        o, lse = empty(1, 512, 8, value), empty(1, 8, 512, dtype=torch.float32)
+        yield partial(plain._forward, q, k, v, None, None, None)
+        yield partial(plain._gradients, o, q, k, v, o, lse, None, None, None)
+        if width == 128:
+            options = None, empty(8, dtype=torch.float32), empty(1, dtype=torch.int64)
+            yield partial(full._forward, q, k, v, *options)
+            yield partial(full._gradients, o, q, k, v, o, lse, *options)
+
+
+def loss_calls() -> Iterator[Call]:
+    """The mean loss and that of rows, with gradients; sizes are small, since products are made on the CPU."""
+    x, weight = torch.zeros(64, 32, dtype=BF16), torch.zeros(4096, 32, dtype=BF16)
+    target = torch.zeros(64, dtype=torch.int64)
+
+    def step(function: Callable[..., Tensor], **options: float) -> None:
+        with torch.enable_grad():
+            leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            torch.autograd.grad(function(*leaves, target, **options).sum(), leaves)
+
+    for options in ({}, {"z": 1e-4, "smoothing": 0.1, "softcap": 30.0}):
+        yield partial(step, mean_linear_loss, **options)
+        yield partial(step, linear_losses, **options)
+
+
+def optimizer_calls() -> Iterator[Call]:
+    """Steps in bf16 and with masters in fp32, and the norm."""
+    for rounding in ("nearest", "stochastic"):
+        lists = [[torch.zeros(64, 64, dtype=BF16), torch.zeros(64, dtype=BF16)] for _ in range(4)]
+        yield partial(steps.adamw_step, *lists, step=1, lr=1e-3, rounding=rounding)
+        yield partial(steps.lion_step, *lists[:3], step=1, lr=1e-3, rounding=rounding)
+    masters, means, squares = ([t.float() for t in lists[0]] for _ in range(3))
+    yield partial(steps.adamw_step, *lists[:2], means, squares, step=1, lr=1e-3, masters=masters)
+    yield partial(steps.gradient_norm, lists[1])
+
+
 GROUPS: dict[str, Callable[[], Iterator[Call]]] = {
+    "attention": attention_calls,
+    "loss": loss_calls,
+    "optimizer": optimizer_calls,
     "experts": experts_calls,
     "products": products_calls,
     "decode": decode_calls,

@@ -1,6 +1,6 @@
 """Compiles the launches of kernels for GPUs that are not there, and prints what each needs.
 
-    python -m tests.kernels.compile_ahead [--arch 90] [--all] [--group experts] [--out FILE]
+    python -m tests.kernels.compile_ahead [--arch 90] [--all | --quick] [--group experts] [--kernel TEXT] [--out FILE]
 
 Operations are called with tensors on the CPU that nobody writes; each launch is taken down instead of made, with the
 types and constants that it would have on the GPU, and compiled to the end, ptxas included. It is a program of its own:
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dskc.runtime.kernels import tuning
+from dskc.runtime.kernels.attention import hopper, tensors
+from dskc.runtime.kernels.attention import kernel as attention
 from dskc.runtime.kernels.tuning import Tile, Unfit, Way
 
 DTYPES = {
@@ -46,6 +48,7 @@ class Launch:
 
     name: str
     way: str
+    call: str
     kernel: Any = field(compare=False)
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, object], ...]
@@ -59,6 +62,7 @@ class Compiled:
 
     name: str
     way: str
+    call: str
     arch: int
     registers: int = 0
     spilled: int = 0
@@ -72,13 +76,14 @@ class Recorder:
     """Stands in for launching. `ways` of an operation are all tried, or the first alone."""
 
     def __init__(self, every: bool, arch: int) -> None:
-        self.every, self.arch, self.way = every, arch, ""
+        self.every, self.arch, self.way, self.call = every, arch, "", ""
         self.found: dict[object, Launch] = {}
 
     def run_best(self, operation: str, key: object, ways: Sequence[Way], run: Callable[[Way], Any]) -> Any:
         made: Any = None
         outer = self.way
-        tiles = [way for way in ways if isinstance(way, Tile) or hasattr(way, "keys")]
+        # Where none are tiles, ways differ in what they launch; where some are, the others are a library's.
+        tiles = [way for way in ways if isinstance(way, Tile) or hasattr(way, "keys")] or ways
         for way in tiles if self.every else tiles[:1]:
             self.way = f"{outer} {operation} {way.name}".strip()
             made = run(way)
@@ -107,7 +112,7 @@ class Recorder:
             named["launch_pdl"] = self.arch >= 90
         named.pop("grid", None)
         launch = Launch(
-            kernel.__name__, self.way, kernel, tuple(signature), tuple(constants), tuple(even),
+            kernel.__name__, self.way, self.call, kernel, tuple(signature), tuple(constants), tuple(even),
             tuple(sorted(named.items())),
         )  # fmt: skip
         same = launch.name, str((launch.signature, launch.constants, launch.even, launch.options))
@@ -151,7 +156,13 @@ def taken_down(every: bool, arch: int) -> Iterator[Recorder]:
         def patch(where: object, name: str, value: object) -> None:
             stack.enter_context(mock.patch.object(where, name, value))
 
+        def hopper_ways(q: Tensor, k: Tensor, v: Tensor) -> list[Tile]:
+            wide = v.shape[-1] in hopper.TILES and sum(tensors.parts(q.shape[-1])) == q.shape[-1]
+            return list(hopper.TILES[v.shape[-1]]) if arch == 90 and wide and hopper._kernels() else []
+
         patch(JITFunction, "run", run)
+        patch(torch.cuda, "get_device_capability", lambda device=None: divmod(arch, 10))
+        patch(attention, "hopper_ways", hopper_ways)
         for name, module in list(sys.modules.items()):
             if name.startswith("dskc.runtime.kernels") and name != tuning.__name__:
                 for attribute, value in {
@@ -179,7 +190,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
 
         kind = GluonASTSource
     began = time.perf_counter()
-    named = {"name": launch.name, "way": launch.way, "arch": arch}
+    named = {"name": launch.name, "way": launch.way, "call": launch.call, "arch": arch}
     try:
         source = kind(fn=launch.kernel, signature=dict(launch.signature), constexprs=constants, attrs=attributes)
         made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
@@ -225,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--all", action="store_true", help="each way, not the first alone")
+    parser.add_argument("--quick", action="store_true", help="each kernel once")
     parser.add_argument("--group", action="append", choices=sorted(GROUPS))
     parser.add_argument("--kernel", default="", help="those with this in kernel and way")
     parser.add_argument("--out", type=Path)
@@ -232,12 +244,14 @@ def main() -> None:
     results: list[Compiled] = []
     for group in options.group or sorted(GROUPS):
         with taken_down(options.all, options.arch) as recorder, torch.no_grad():
-            for call in GROUPS[group]():
-                try:
+            for i, call in enumerate(GROUPS[group]()):
+                recorder.call = f"{group} {i}"
+                with suppress(Unfit):
                     call()
-                except Unfit:
-                    continue
-        for launch in recorder.found.values():
+        launches = list(recorder.found.values())
+        if options.quick:
+            launches = list({launch.name: launch for launch in reversed(launches)}.values())
+        for launch in launches:
             if options.kernel in f"{launch.name} {launch.way}":
                 results.append(compiled(launch, options.arch))
                 r = results[-1]

@@ -19,6 +19,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+# What Triton 3.6 calls otherwise than later ones: a barrier of a group's threads, and the copying engine's copy.
+meet = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 LOG2E: gl.constexpr = gl.constexpr(1.4426950408889634)
 
 
@@ -52,21 +55,21 @@ def copy_tiles(k, k2, v, q, q2, q1_tiles, q2_tiles, k1_tiles, k2_tiles, v_tiles,
     """What the copying warp does: queries once, then keys and values as places fall empty."""
     mbarrier.expect(q_full, 2 * ROWS * (E1 + E2) * 2)
     for i in gl.static_range(2):
-        tma.async_copy_global_to_shared(q, [b, h, first + i * ROWS, 0], q_full, q1_tiles.index(i))
+        load_tile(q, [b, h, first + i * ROWS, 0], q_full, q1_tiles.index(i))
         if E2 > 0:
-            tma.async_copy_global_to_shared(q2, [b, h, first + i * ROWS, E1], q_full, q2_tiles.index(i))
+            load_tile(q2, [b, h, first + i * ROWS, E1], q_full, q2_tiles.index(i))
     for t in range(count):
         stage = t % STAGES
         phase = (t // STAGES) & 1
         row = tile_at(t, high, partial, partial_count, whole, LISTED) * BLOCK_N
         mbarrier.wait(k_empty.index(stage), phase ^ 1)
         mbarrier.expect(k_full.index(stage), BLOCK_N * (E1 + E2) * 2)
-        tma.async_copy_global_to_shared(k, [b, g, row, 0], k_full.index(stage), k1_tiles.index(stage))
+        load_tile(k, [b, g, row, 0], k_full.index(stage), k1_tiles.index(stage))
         if E2 > 0:
-            tma.async_copy_global_to_shared(k2, [b, g, row, E1], k_full.index(stage), k2_tiles.index(stage))
+            load_tile(k2, [b, g, row, E1], k_full.index(stage), k2_tiles.index(stage))
         mbarrier.wait(v_empty.index(stage), phase ^ 1)
         mbarrier.expect(v_full.index(stage), BLOCK_N * BLOCK_V * 2)
-        tma.async_copy_global_to_shared(v, [b, g, row, 0], v_full.index(stage), v_tiles.index(stage))
+        load_tile(v, [b, g, row, 0], v_full.index(stage), v_tiles.index(stage))
 
 
 @gluon.jit
@@ -127,13 +130,13 @@ def some_tiles(acc, p_MN, m, total, begin, end, q1, q2, k1_tiles, k2_tiles, v_ti
         mbarrier.wait(v_full.index(before), before_phase)
         acc = warpgroup_mma(p_MN, matrix(v_tiles.index(before)), acc, is_async=True)
         s_MN = warpgroup_mma_wait(1, deps=[s_MN])
-        gl.thread_barrier()
+        meet()
         mbarrier.arrive(k_empty.index(stage))
         row = tile_at(t, high, partial, partial_count, whole, LISTED) * BLOCK_N
         next_MN, shrink, m, total = soften(s_MN, m, total, row, query_M1, query_document, documents, b, keys, scale,
                                            SOFTCAP, ALLOWS, DOCUMENTS, MASKED, BLOCK_N, layout)  # fmt: skip
         acc, p_MN = warpgroup_mma_wait(0, deps=[acc, p_MN])
-        gl.thread_barrier()
+        meet()
         mbarrier.arrive(v_empty.index(before))
         acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, o_layout))[:, None]
         p_MN = gl.convert_layout(next_MN.to(v_tiles.dtype), p_layout)
@@ -175,7 +178,7 @@ def attend_rows(q1_tiles, q2_tiles, k1_tiles, k2_tiles, v_tiles, q_full, k_full,
     mbarrier.wait(k_full.index(0), 0)
     s_MN = start_scores(q1, q2, k1_tiles, k2_tiles, 0, ROWS, BLOCK_N, E2, layout)
     s_MN = warpgroup_mma_wait(0, deps=[s_MN])
-    gl.thread_barrier()
+    meet()
     mbarrier.arrive(k_empty.index(0))
     row = tile_at(0, high, partial, partial_count, whole, LISTED) * BLOCK_N
     next_MN, _, m, total = soften(s_MN, m, total, row, query_M1, query_document, documents, b, keys, scale,

@@ -61,8 +61,10 @@ bench: $(VENV)/installed-dev
 		$(BIN)/python benchmarks/row_kernels.py && $(BIN)/python benchmarks/train_step.py; \
 	else echo "no GPU here: kernels and training steps are not measured"; fi
 
+# Compiling kernels takes most of it: a process for nearly each core, or one alone where there is no pytest-xdist.
 gpu-test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --durations=15 $$($(BIN)/python -c \
+		"import os, xdist; print('-n', max(1, min(14, os.cpu_count() - 2)), '--dist worksteal')" 2>/dev/null)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -10,6 +10,11 @@ import torch
 import triton
 
 
+def examples(count: int) -> int:
+    """How many examples a test draws: where kernels are compiled, each takes seconds, and a third must do."""
+    return max(4, count // 3) if torch.cuda.is_available() else count
+
+
 @contextmanager
 def triton_interprets() -> Iterator[None]:
     """Kernels defined within are interpreted where there is no GPU."""

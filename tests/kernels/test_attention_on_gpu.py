@@ -85,8 +85,10 @@ def test_each_way_backward(way: int, widths: tuple[int, int], monkeypatch: pytes
     checked(mask, tensors_of(mask, widths, dtype, sinks=way % 3 == 0))
 
 
-@pytest.mark.parametrize("mask", [m for m in MASKS if m != "blocks"])
-@pytest.mark.parametrize("widths", [*WIDTHS[:4], (64, 128), (96, 64)], ids=str)
+@pytest.mark.parametrize(("widths", "mask"), [
+    (widths, mask) for widths in (*WIDTHS[:4], (64, 128), (96, 64)) for mask in MASKS
+    if mask != "blocks" and (widths in WIDTHS[:2] or mask in ("causal", "documents"))
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.skipif(importlib.util.find_spec("triton.experimental.gluon") is None, reason="this Triton has no Gluon")
 def test_each_tile_by_hand(place: int, widths: tuple[int, int], mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +135,12 @@ def test_cudnn(mask: str, widths: tuple[int, int], monkeypatch: pytest.MonkeyPat
     checked(MASKS[mask], given)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("widths", [*WIDTHS, (40, 24), (33, 33)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "widths", "mask"), [
+    (dtype, widths, mask) for widths in (*WIDTHS, (40, 24), (33, 33)) for mask in MASKS
+    for dtype in (torch.bfloat16, torch.float16)
+    if (widths == (128, 128) if dtype == torch.bfloat16 else widths == (64, 64))
+    or (dtype == torch.bfloat16 and mask in ("causal", "documents"))
+], ids=str)  # fmt: skip
 def test_what_is_taken_without_being_asked(dtype: torch.dtype, widths: tuple[int, int], mask: str) -> None:
     given = tensors_of(MASKS[mask], widths, dtype, sinks=mask == "window")
     softcap = 20.0 if mask == "everything" else None

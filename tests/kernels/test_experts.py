@@ -17,7 +17,7 @@ from dskc.runtime.kernels import KernelError, tuning, use_kernels
 from dskc.runtime.kernels.language import tl, triton
 from dskc.runtime.kernels.tuning import Way
 
-from .conftest import triton_interprets
+from .conftest import examples, triton_interprets
 
 with triton_interprets():
     import dskc.runtime.kernels.experts.layer as layer
@@ -130,7 +130,7 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], direction: Tensor) -> list[Te
 # --- sorting
 
 
-@settings(max_examples=12, **QUIET)
+@settings(max_examples=examples(12), **QUIET)
 @given(
     rows=st.sampled_from([0, 1, 5, 16, 17, 50]),
     experts=st.sampled_from([1, 2, 5, 8, 33]),
@@ -174,7 +174,7 @@ def grouped_case(
     return found, [z, *gradients(z, exact, direction)]
 
 
-@settings(max_examples=18, **QUIET)
+@settings(max_examples=examples(18), **QUIET)
 @given(
     counts=COUNTS, width=WIDTHS, inner=WIDTHS, dtype=st.sampled_from(DTYPES), number=st.integers(0, 12),
     bias=st.booleans(), strided=st.booleans(),
@@ -270,7 +270,7 @@ def layer_case(
     return found, [z, *gradients(z, exact, direction)], chosen
 
 
-@settings(max_examples=10, **QUIET)
+@settings(max_examples=examples(10), **QUIET)
 @given(
     tokens=st.sampled_from([0, 1, 5, 13]), k=st.integers(1, 3), count=st.sampled_from([3, 5]),
     inner=st.sampled_from([1, 8, 19, 24]), width=st.sampled_from([3, 8, 24]),
@@ -399,7 +399,7 @@ def test_quantized_rows() -> None:
     assert same.float().mean() > 0.9 if DEVICE == "cpu" else same.all()
 
 
-@settings(max_examples=6, **QUIET)
+@settings(max_examples=examples(6), **QUIET)
 @given(
     counts=COUNTS, inner=WIDTHS, width=st.sampled_from([16, 48, 80]), number=st.integers(0, 12), gather=st.booleans(),
     exact=st.booleans(),
@@ -428,8 +428,9 @@ def test_grouped_linear_fp8(counts: list[int], inner: int, width: int, number: i
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-@pytest.mark.parametrize("number", range(13))
-@pytest.mark.parametrize("tokens", [3, 300, 2000])
+@pytest.mark.parametrize(  # as many as there are ways for so many rows of an expert: few, some, many
+    ("tokens", "number"), [(tokens, n) for tokens, count in ((3, 9), (100, 10), (2000, 12)) for n in range(count)]
+)
 def test_every_tile(number: int, tokens: int) -> None:
     found, exact, _ = layer_case(tokens, 4, 8, 384, 512, torch.bfloat16, number, bias=number % 2 == 1)
     assert_close(found, exact, 3e-2, number)

@@ -20,7 +20,7 @@ from dskc.runtime.reference.quantized import (
     unpack_int4,
 )
 
-from .conftest import triton_interprets
+from .conftest import examples, triton_interprets
 
 with triton_interprets():
     from dskc.runtime.kernels.products import matvec as module
@@ -76,7 +76,7 @@ def compare(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("several", [False, True])
-@settings(max_examples=7, **QUIET)
+@settings(max_examples=examples(7), **QUIET)
 @given(
     N=st.sampled_from([2, 3, 4, 5, 16]), F=st.sampled_from([1, 3, 17, 40]),
     D=st.sampled_from([32, 96, 128, 320, 1152]), dtype=st.sampled_from(DTYPES), gated=st.booleans(),

@@ -15,7 +15,7 @@ from dskc.runtime.kernels.tuning import Tile
 from dskc.runtime.reference import quantized as reference
 from dskc.runtime.reference.quantized import Int8Rows, quantize_int8_rows
 
-from .conftest import triton_interprets
+from .conftest import examples, triton_interprets
 
 with triton_interprets():
     from dskc.runtime.kernels.products import fp8_matmul, fp8_quantize, int8_matmul, product
@@ -71,7 +71,7 @@ SIZES = st.sampled_from([1, 2, 15, 16, 17, 40, 70])
 WIDTHS = st.sampled_from([1, 16, 48, 100, 128, 144, 300])
 
 
-@settings(max_examples=25, **QUIET)
+@settings(max_examples=examples(25), **QUIET)
 @given(N=st.one_of(st.just(0), SIZES), F=SIZES, D=WIDTHS, dtype=st.sampled_from((*DTYPES, torch.float32)),
        zero=st.sampled_from([0, 3, 128, 255]), way=st.integers(0, 9), shifted=st.booleans(),
        biased=st.booleans())  # fmt: skip
@@ -96,7 +96,7 @@ def test_int8_products_are_exact(
     near(y, theirs, EPSILON[dtype])
 
 
-@settings(max_examples=20, **QUIET)
+@settings(max_examples=examples(20), **QUIET)
 @given(shape=st.sampled_from([(1,), (0, 3), (7, 5), (3, 700), (2, 2500)]),
        dtype=st.sampled_from((*DTYPES, torch.float32)),
        magnitude=st.sampled_from([1e-30, 0.02, 1.0, 1e4]), zero=st.sampled_from([0, 128, 255]), way=st.integers(0, 2),
@@ -138,7 +138,7 @@ def eight_bits(shape: tuple[int, int], to: torch.dtype, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", sorted(QUANTIZERS))
-@settings(max_examples=8, **QUIET)
+@settings(max_examples=examples(8), **QUIET)
 @given(shape=st.sampled_from([(1, 16), (2, 100), (33, 300), (130, 129), (3, 1)]), to=st.sampled_from(FP8),
        power=st.sampled_from([-70, 0, 40]), way=st.integers(0, 3), strided=st.booleans())  # fmt: skip
 def test_numbers_that_fit_eight_bits_keep_all_of_them(
@@ -157,7 +157,7 @@ def test_numbers_that_fit_eight_bits_keep_all_of_them(
 
 
 @pytest.mark.parametrize("kind", sorted(QUANTIZERS))
-@settings(max_examples=6, **QUIET)
+@settings(max_examples=examples(6), **QUIET)
 @given(shape=st.sampled_from([(1, 1), (2, 100), (33, 129)]), to=st.sampled_from(FP8),
        dtype=st.sampled_from((*DTYPES, torch.float32)), magnitude=st.sampled_from([1e-25, 1.0,
        3e4]), way=st.integers(0, 3))  # fmt: skip
@@ -178,7 +178,7 @@ def test_other_numbers_are_rounded(
         assert (values.float() - expected.float()).norm() <= 0.25 * expected.float().norm()
 
 
-@settings(max_examples=16, **QUIET)
+@settings(max_examples=examples(16), **QUIET)
 @given(N=st.one_of(st.just(0), SIZES), F=st.one_of(SIZES, st.just(140)), D=WIDTHS,
        dtype=st.sampled_from((*DTYPES, torch.float32)),
        x_to=st.sampled_from(FP8), w_to=st.sampled_from(FP8), blocks=st.booleans(),

@@ -13,10 +13,11 @@ from dskc.runtime.kernels.decode import attention as decode
 from dskc.runtime.kernels.decode import write_cache
 from dskc.runtime.reference import paged
 
+from .conftest import examples
 from .test_decode import DEVICE, ON_GPU, QUIET, only, text
 
 
-@settings(max_examples=10, **QUIET)
+@settings(max_examples=examples(10), **QUIET)
 @given(data=st.data())
 def test_what_is_written(data: st.DataObject) -> None:
     queries, groups = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 3]))

@@ -99,7 +99,7 @@ class Recorder:
         constants: list[tuple[str, object]] = []
         even: list[int] = []
         for i, parameter in enumerate(kernel.params):
-            value = given[parameter.name] if parameter.name in given else parameter.default
+            value = given.get(parameter.name, parameter.default)
             if parameter.is_constexpr:
                 value = self._on_gpu(parameter.name, value)
             kind = "constexpr" if parameter.is_constexpr else _type_of(value)

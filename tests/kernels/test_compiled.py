@@ -1,4 +1,4 @@
-"""Every kernel compiled to the end for GPUs that are not here, at the sizes of real models: nothing spills, all fits."""
+"""Every kernel compiled to the end for GPUs that are not here, at the sizes of real models: few spill, all fit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def check(found: list[Compiled], shared: int, every: bool) -> None:
     least: defaultdict[tuple[str, str], int] = defaultdict(lambda: 1 << 30)
     for c in found:
         least[c.name, c.call] = min(least[c.name, c.call], c.shared)
-    wrong += [f"{name} of {call}: {size} bytes of shared memory" for (name, call), size in least.items() if size > shared]
+    wrong += [
+        f"{name} of {call}: {size} bytes of shared memory" for (name, call), size in least.items() if size > shared
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..choice import interpreted
+from ..gpu import require_gpu
 from ..row_kernel import KernelError
 from ..tuning import Key, Tile, run_best
 
@@ -226,7 +227,11 @@ def _launch(call: Attention, prepared: Prepared, o: Tensor, lse: Tensor, tile: T
     steps = prepared.steps.get(tile)
     if steps is None:
         steps = prepared.steps[tile] = _steps(call, tile)
-    (first, second), lengths, (batch, queries, heads, value) = (call.first, call.second or call.first), call.lengths, o.shape
+    (first, second), lengths, (batch, queries, heads, value) = (
+        (call.first, call.second or call.first),
+        call.lengths,
+        o.shape,
+    )
     acc = torch.empty((batch, steps.units, queries, heads, value), dtype=torch.float32, device=o.device)
     top, total = (torch.empty((batch, steps.units, queries, heads), dtype=torch.float32, device=o.device) for _ in "12")
     table = lengths if call.table is None else call.table
@@ -265,6 +270,7 @@ def _multiprocessors(index: int) -> int:
 
 def _check(call: Attention) -> None:
     q, k, v = call.first.q, call.first.k, call.value
+    require_gpu(call.operation, q.device)
     parts = [call.first] if call.second is None else [call.first, call.second]
 
     def require(fits: bool, message: str) -> None:

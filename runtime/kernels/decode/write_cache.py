@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...reference import paged
 from ..choice import kernels_in_use
+from ..gpu import require_gpu
 from ..row_kernel import KernelError
 from .split import DTYPES, FP8, check_places, has_fp8, observed
 
@@ -91,6 +92,7 @@ def _run(
 def _check(
     k_BSGE: Tensor, v_BSGE: Tensor, k_cache: Tensor, v_cache: Tensor, lengths_B: Tensor, table_BN: Tensor | None
 ) -> None:
+    require_gpu("write_cache", k_BSGE.device)
     for new, cache in ((k_BSGE, k_cache), (v_BSGE, v_cache)):
         if new.ndim != 4 or cache.ndim != 4 or new.shape[:3] != k_BSGE.shape[:3] or new.shape[2:] != cache.shape[2:]:
             raise KernelError(f"write_cache: {list(new.shape)} does not go into a cache of {list(cache.shape)}")

@@ -27,8 +27,11 @@ def grouped_linear(x_RD: Tensor, weight_XFD: Tensor, offsets_X: Tensor, bias_XF:
     check_product("grouped_linear", x_RD, weight_XFD, offsets_X)
     if bias_XF is None:
         return _linear(x_RD, weight_XFD, offsets_X)
-    if bias_XF.shape != weight_XFD.shape[:2]:
-        raise KernelError(f"grouped_linear: bias {list(bias_XF.shape)} for a weight {list(weight_XFD.shape)}")
+    if bias_XF.shape != weight_XFD.shape[:2] or bias_XF.device != x_RD.device:
+        raise KernelError(
+            f"grouped_linear: bias {list(bias_XF.shape)} on {bias_XF.device} for a weight {list(weight_XFD.shape)} on "
+            f"{x_RD.device}"
+        )
     return _linear_bias(x_RD, weight_XFD, offsets_X, bias_XF.to(x_RD.dtype))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..gpu import require_gpu
 from ..language import tl, triton
 from ..row_kernel import KernelError
 from ..tuning import Tile, Way, run_best
 from .grouped_product import Product, aligned, blocks, fitting, has_tma, in_rows, launch_product
 
 GREATEST = 448.0  # of float8_e4m3fn (arXiv:2209.05433, table 1)
+OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
 PROMOTED = 128  # products summed within the tensor cores, which keep 14 bits, before the sum goes on in float32
 
 EXACT = (  # with room for two sums in registers
@@ -47,6 +49,10 @@ def grouped_linear_fp8(
     (arXiv:2412.19437, section 3.3.2). Raises KernelError for other dtypes and shapes, and for GPUs without fp8.
     """
     _check(x_RD, x_scale_R, weight_XFD, weight_scale_XF, offsets_X)
+    if dtype not in OUTPUTS:
+        raise KernelError(f"grouped_linear_fp8: its result is bfloat16, float16 or float32, not {dtype}")
+    if choices and (order_R is None or order_R.dtype != torch.int32 or order_R.device != x_RD.device):
+        raise KernelError(f"grouped_linear_fp8: rows of {choices} choices need their order, int32 on {x_RD.device}")
     call = Product(
         in_rows(x_RD), in_rows(weight_XFD), offsets_X, order_R, choices, dtype=dtype,
         inexact=PROMOTED if exact else None,
@@ -94,6 +100,8 @@ def _check(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, off
             f"grouped_linear_fp8: scales {list(x_scale.shape)} and {list(weight_scale.shape)}, offsets "
             f"{list(offsets.shape)} for rows {list(x.shape)} and a weight {list(weight.shape)}"
         )
+    if len({t.device for t in (x, x_scale, weight, weight_scale, offsets)}) > 1:
+        raise KernelError(f"grouped_linear_fp8: some tensors are not on {x.device}, where the rows are")
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 9):
         raise KernelError("grouped_linear_fp8: this GPU has no products of 8-bit floats")
 
@@ -105,6 +113,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise KernelError(f"quantize_rows: {x.dtype}, and bfloat16, float16 and float32 are supported")
+    require_gpu("quantize_rows", x.device)
     x = x.contiguous()
     values = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)

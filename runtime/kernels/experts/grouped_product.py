@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..choice import interpreted
+from ..gpu import require_gpu
 from ..language import tl, triton
 from ..row_kernel import KernelError
 from ..tuning import Key, Tile, Way, tile
@@ -282,6 +283,7 @@ def torch_product(x_RK: Tensor, weight: Tensor, offsets_X: Tensor, flipped: bool
 
 def check_product(operation: str, x: Tensor, weight: Tensor, offsets_X: Tensor) -> None:
     """Raises KernelError unless x is [rows, D], weight [X, F, D] of the same dtype, offsets_X int32 [X]."""
+    require_gpu(operation, x.device)
     if x.dtype not in SUPPORTED:
         kinds = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED)
         raise KernelError(f"{operation}: rows are {x.dtype}, and the kernels take {kinds}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import reference
 from ..choice import kernels_in_use
+from ..gpu import require_gpu
 from ..row_kernel import KernelError
 from ..tuning import Tile, Way, run_best
 from .combine import bias_shares, combine_rows
@@ -87,6 +88,7 @@ def _reference(
 
 
 def _check(x: Tensor, chosen: Tensor, weight: Tensor, weights: Weights, biases: Biases | None) -> None:
+    require_gpu("experts", x.device)
     if x.dtype not in SUPPORTED:
         kinds = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED)
         raise KernelError(f"experts: tokens are {x.dtype}, and the kernels take {kinds}")

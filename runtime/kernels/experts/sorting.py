@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..gpu import require_gpu
 from ..language import tl, triton
 from ..row_kernel import KernelError
 from ..tuning import Tile, Way, run_best, tile
@@ -35,6 +36,7 @@ def sort_by_expert(chosen_TK: Tensor, experts: int) -> Routing:
         raise KernelError(f"sort_by_expert: choices are {chosen_TK.dtype}, and must be int64 or int32")
     if not 1 <= experts <= MOST_EXPERTS:
         raise KernelError(f"sort_by_expert: {experts} experts, and 1 to {MOST_EXPERTS} are supported")
+    require_gpu("sort_by_expert", chosen_TK.device)
     chosen_R = chosen_TK.reshape(-1)
     rows = chosen_R.shape[0]
     if rows >= 1 << 31:

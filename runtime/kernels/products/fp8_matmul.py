@@ -34,7 +34,7 @@ def fp8_rows_matmul(
     """
     if not _uses_kernels("fp8_rows_matmul", x_ND, w_FD, dtype):
         return reference.fp8_rows_linear(x_ND, x_scale_N, w_FD, w_scale_F, dtype)
-    _check_scales("fp8_rows_matmul", (x_scale_N, x_ND.shape[:1]), (w_scale_F, w_FD.shape[:1]))
+    _check_scales("fp8_rows_matmul", x_ND, (x_scale_N, x_ND.shape[:1]), (w_scale_F, w_FD.shape[:1]))
     return _rows(x_ND, x_scale_N.contiguous(), w_FD, w_scale_F.contiguous(), dtype, fast)
 
 
@@ -50,7 +50,7 @@ def fp8_blocks_matmul(
         return reference.fp8_blocks_linear(x_ND, x_scale_NJ, w_FD, w_scale_IJ, dtype)
     (N, D), F = x_ND.shape, w_FD.shape[0]
     J = -(-D // BLOCK)
-    _check_scales("fp8_blocks_matmul", (x_scale_NJ, (N, J)), (w_scale_IJ, (-(-F // BLOCK), J)))
+    _check_scales("fp8_blocks_matmul", x_ND, (x_scale_NJ, (N, J)), (w_scale_IJ, (-(-F // BLOCK), J)))
     return _blocks(x_ND, x_scale_NJ.t().contiguous(), w_FD, w_scale_IJ.contiguous(), dtype)
 
 
@@ -73,6 +73,10 @@ def fp8_linear(
         raise KernelError(f"fp8_linear: gradients are e4m3 or e5m2, not {gradient}")
     if x.shape[-1] != weight_FD.shape[-1] or weight_FD.ndim != 2:
         raise KernelError(f"fp8_linear: x is {list(x.shape)}, and the weight is {list(weight_FD.shape)}")
+    if x.device != weight_FD.device:
+        raise KernelError(f"fp8_linear: x is on {x.device}, and the weight is on {weight_FD.device}")
+    if kernels_in_use(x.device) and not {x.dtype, weight_FD.dtype} <= {*OUTPUTS}:
+        raise KernelError(f"fp8_linear: x is {x.dtype}, the weight {weight_FD.dtype}: bfloat16, float16 and float32")
     if kernels_in_use(x.device) and not has_fp8(x.device):
         if not fallback:
             raise KernelError(f"fp8_linear: {torch.cuda.get_device_name(x.device)} has no 8-bit floats (from 8.9 on)")
@@ -150,7 +154,10 @@ def _uses_kernels(name: str, x_ND: Tensor, w_FD: Tensor, dtype: torch.dtype) -> 
                 f"{name}: {tensor.dtype} {list(tensor.shape)}: it takes matrices of float8_e4m3fn or e5m2"
             )
     if x_ND.shape[1] != w_FD.shape[1] or x_ND.device != w_FD.device:
-        raise KernelError(f"{name}: x is {list(x_ND.shape)}, w is {list(w_FD.shape)}: they must have the same columns")
+        raise KernelError(
+            f"{name}: x is {list(x_ND.shape)} on {x_ND.device}, w is {list(w_FD.shape)} on {w_FD.device}: they must "
+            "have the same columns and device"
+        )
     if dtype not in OUTPUTS:
         raise KernelError(f"{name}: its result is bfloat16, float16 or float32, not {dtype}")
     if kernels_in_use(x_ND.device) and not has_fp8(x_ND.device):
@@ -158,7 +165,9 @@ def _uses_kernels(name: str, x_ND: Tensor, w_FD: Tensor, dtype: torch.dtype) -> 
     return kernels_in_use(x_ND.device)
 
 
-def _check_scales(name: str, *scales: tuple[Tensor, tuple[int, ...]]) -> None:
+def _check_scales(name: str, x_ND: Tensor, *scales: tuple[Tensor, tuple[int, ...]]) -> None:
     for scale, shape in scales:
         if tuple(scale.shape) != tuple(shape) or scale.dtype != torch.float32:
             raise KernelError(f"{name}: a scale is {scale.dtype} {list(scale.shape)}, not float32 {list(shape)}")
+        if scale.device != x_ND.device:
+            raise KernelError(f"{name}: a scale is on {scale.device}, and x is on {x_ND.device}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...reference import quantized as reference
 from ...reference.quantized import Int8Rows
 from ..choice import kernels_in_use
+from ..gpu import require_gpu
 from ..language import tl, triton
 from ..operation import operation
 from ..row_kernel import KernelError
@@ -39,6 +40,7 @@ def quantize_activations(x: Tensor, scale: Tensor, zero_point: Tensor, shifted: 
     if not kernels_in_use(x.device):
         values = reference.quantize_uint8(x, scale, zero_point)
         return (values ^ 128).view(torch.int8) if shifted else values
+    require_gpu("quantize_activations", x.device)
     if x.dtype not in OUTPUTS:
         raise KernelError(f"quantize_activations: x is {x.dtype}, and it takes bfloat16, float16 and float32")
     return _quantize(x.contiguous(), scale, zero_point, shifted)
@@ -131,6 +133,7 @@ def _check(
     x_ND: Tensor, weight: Int8Rows, x_scale: Tensor, zero_point: Tensor, sums_F: Tensor | None,
     bias_F: Tensor | None, dtype: torch.dtype,
 ) -> None:  # fmt: skip
+    require_gpu("int8_linear", x_ND.device)
     F, D = weight.shape
     if x_ND.dtype not in (torch.uint8, torch.int8) or x_ND.ndim != 2 or x_ND.shape[1] != D:
         raise _error(f"x is {x_ND.dtype} {list(x_ND.shape)}, and it takes uint8 or int8 [N, {D}]")
@@ -152,8 +155,11 @@ def _check(
             raise _error(f"{name} must be contiguous")
     if x_scale.numel() != 1 or zero_point.numel() != 1:
         raise _error("x has one scale and one zero point")
-    if bias_F is not None and (tuple(bias_F.shape) != (F,) or not bias_F.is_contiguous()):
-        raise _error(f"bias must be contiguous [{F}]")
+    if bias_F is not None and (
+        tuple(bias_F.shape) != (F,) or not bias_F.is_contiguous() or not bias_F.is_floating_point()
+        or bias_F.device != x_ND.device
+    ):  # fmt: skip
+        raise _error(f"bias is {bias_F.dtype} on {bias_F.device}, not contiguous floating [{F}] on {x_ND.device}")
 
 
 def _error(message: str) -> KernelError:

@@ -15,6 +15,7 @@ from ...reference.activation import gelu_tanh, silu
 from ...reference.norm import rms_norm
 from ...reference.quantized import Int8Rows, Weight, dequantize
 from ..choice import kernels_in_use
+from ..gpu import require_gpu
 from ..row_kernel import KernelError, _plain
 from ..tuning import Tile, Way, run_best, tile
 from .matvec_kernels import (
@@ -86,6 +87,8 @@ def matvec(
     Where kernels are not in use, the same in PyTorch. There is no gradient. Raises KernelError for other tensors.
     """
     _check(x, weight, bias_F, residual, norm, up, gate)
+    if dtype is not None and not dtype.is_floating_point:
+        raise _error(f"its result is floating, not {dtype}")
     x_ND = x.reshape(-1, x.shape[-1])
     F = weight.shape[0]
     kind = dtype or x.dtype
@@ -329,7 +332,10 @@ def _check(
     x: Tensor, weight: Weight, bias_F: Tensor | None, residual: Tensor | None, norm: Norm | None,
     up: Weight | None, gate: Gate | None,
 ) -> None:  # fmt: skip
-    rows, D = x.numel() // max(1, x.shape[-1]), x.shape[-1]
+    if not x.ndim or not x.shape[-1]:
+        raise _error(f"x is {list(x.shape)}, and it takes rows of one column at least")
+    require_gpu("matvec", x.device)
+    rows, D = x.numel() // x.shape[-1], x.shape[-1]
     F = weight.shape[0]
     floating = FLOATING if kernels_in_use(x.device) else (*FLOATING, torch.float64)
     if x.dtype not in floating:
@@ -353,6 +359,8 @@ def _check(
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and (tuple(tensor.shape) != shape or tensor.device != x.device):
             raise _error(f"{name} is {list(tensor.shape)} on {tensor.device}, not {list(shape)} on {x.device}")
+        if tensor is not None and not tensor.is_floating_point():
+            raise _error(f"{name} is {tensor.dtype}, and it takes floating ones")
         if tensor is not None and name != "residual" and not tensor.is_contiguous():
             raise _error(f"{name} must be contiguous")
 
@@ -374,6 +382,8 @@ def _check_weight(name: str, weight: Weight, x: Tensor, shape: tuple[int, int]) 
     for tensor, wanted in parts:
         if tensor is not None and (tuple(tensor.shape) != wanted or not tensor.is_contiguous()):
             raise _error(f"scales and zero points of `{name}` must be contiguous {list(wanted)}")
+        if tensor is not None and tensor.device != x.device:
+            raise _error(f"scales and zero points of `{name}` are on {tensor.device}, and x is on {x.device}")
 
 
 def _error(message: str) -> KernelError:

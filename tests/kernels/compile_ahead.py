@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -158,7 +158,8 @@ def taken_down(every: bool, arch: int) -> Iterator[Recorder]:
 
         def hopper_ways(q: Tensor, k: Tensor, v: Tensor) -> list[Tile]:
             wide = v.shape[-1] in hopper.TILES and sum(tensors.parts(q.shape[-1])) == q.shape[-1]
-            return list(hopper.TILES[v.shape[-1]]) if arch == 90 and wide and hopper._kernels() else []
+            ways = hopper.TILES[v.shape[-1]] if arch == 90 and wide and hopper._kernels() else ()
+            return [replace(way, name=way.name.replace("triton", "hopper")) for way in ways]
 
         patch(JITFunction, "run", run)
         patch(torch.cuda, "get_device_capability", lambda device=None: divmod(arch, 10))

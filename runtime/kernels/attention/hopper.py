@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..choice import interpreted
 from ..tuning import Tile, tile
-from .tensors import by_part, copied_by_engine, listed, or_stand_in, parts, together
+from .tensors import Described, by_part, copied_by_engine, listed, or_stand_in, parts, together
 from .tiles import TileLists
 
 TILES = {  # by the width of values; a width of queries over 128 takes more shared memory
@@ -70,6 +70,20 @@ def launch_hopper(
 
 
 def _described(t_BSHE: Tensor, rows: int, columns: int) -> Any:
+    key = (t_BSHE.shape, t_BSHE.stride(), t_BSHE.dtype, rows, columns)
+    form = _forms.get(key)
+    if form is None:
+        if len(_forms) >= FORMS:
+            _forms.clear()
+        form = _forms[key] = Described(_descriptor(t_BSHE, rows, columns))
+    return form.of(t_BSHE)
+
+
+FORMS = 512
+_forms: dict[object, Described] = {}
+
+
+def _descriptor(t_BSHE: Tensor, rows: int, columns: int) -> Any:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     batch, length, heads, width = t_BSHE.shape

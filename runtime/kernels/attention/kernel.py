@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,18 +13,31 @@ from torch import Tensor
 from ... import reference
 from ...reference.mask import Causal, Everything, Mask
 from ..choice import interpreted, kernels_in_use
-from ..row_kernel import KernelError, _unique
+from ..row_kernel import KernelError, _plain
 from ..tuning import Key, Tile, Way, run_best
 from . import backward as attend_backward
 from . import cudnn as attention_cudnn
 from . import forward as attend_forward
 from .cudnn import CUDNN
 from .hopper import hopper_ways, launch_hopper
-from .tensors import Reads, by_part, columns_together, listed, or_stand_in, padded, parts, together
+from .operations import Direct, register
+from .tensors import (
+    Launch,
+    Reads,
+    by_part,
+    columns_together,
+    layout_of,
+    listed,
+    or_stand_in,
+    padded,
+    parts,
+    together,
+)
 from .tiles import Grid, TileLists, has_blocks, tile_lists
 from .ways import Backward, backward_ways, forward_ways
 
 MOST_WIDTH = 256
+PLANS = 256
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,16 @@ class _Call:
         return o, torch.empty(self.batch, self.heads, self.queries, dtype=torch.float32, device=q.device)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What follows from how a call's tensors lie, worked out once. Of a call with documents, all but its mask."""
+
+    call: _Call
+    key: Key
+    ways: Sequence[Way]
+    launches: dict[str, Launch] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class AttentionKernel:
     """Attention of a model. Called with tensors, it runs kernels where they are in use, else `reference.attention`.
@@ -72,7 +95,8 @@ class AttentionKernel:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        self._operation, self._backward = self._register()
+        self._operation, self._backward = register(self)
+        self._prepared: dict[object, _Prepared] = {}
 
     def __call__(
         self,
@@ -108,11 +132,18 @@ class AttentionKernel:
 
         It is infinite where no key is seen, and has no gradient.
         """
-        self._check(q_BSHE, k_BTGE, v_BTGV, documents_BT, sinks_H)
         seed = None
         if self.dropout and training:  # drawn from torch's generator: recomputation draws the same again
             seed = torch.randint(1 << 31, (1,), device=q_BSHE.device)
-        o, lse = self._operation(q_BSHE, k_BTGE, v_BTGV, documents_BT, sinks_H, seed)
+        given = (q_BSHE, k_BTGE, v_BTGV, documents_BT, sinks_H)
+        if _plain([t for t in given if t is not None]):
+            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+                o, lse = Direct.apply(self, *given, seed)
+            else:
+                o, lse = self._forward(*given, seed)
+        else:
+            self._check(*given)
+            o, lse = self._operation(*given, seed)
         return o, lse
 
     def _in_use(self, q: Tensor) -> bool:
@@ -133,20 +164,17 @@ class AttentionKernel:
         sinks: Tensor | None,
         seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        call = self._call(q, k, v, documents)
-        q, k, v = (columns_together(t) for t in (q, k, v))
+        q, k, v = columns_together(q), columns_together(k), columns_together(v)
         documents, sinks = (t if t is None else t.contiguous() for t in (documents, sinks))
-        hopper = [] if seed is not None or has_blocks(call.mask) else hopper_ways(q, k, v)
-        ways: list[Way] = [*hopper, *forward_ways()]
-        if self._plain(call, sinks, seed):
-            ways.insert(0, CUDNN)
+        prepared = self._prepare_forward(q, k, v, documents, sinks, seed)
+        call = prepared.call if documents is None else self._call(q, k, v, documents)
 
         def run(way: Way) -> tuple[Tensor, Tensor]:
             if way is CUDNN:
                 return attention_cudnn.forward(q, k, v, isinstance(call.mask, Causal), self._scale(call))
             assert isinstance(way, Tile)
             o, lse = call.results(q)
-            if way in hopper:
+            if way.name.startswith("hopper"):
                 lists = _lists(call, way["BLOCK_M"], way["BLOCK_N"], q.device, of_keys=False)
                 of_queries = None if call.listed else self.of_queries
                 launch_hopper(
@@ -154,15 +182,40 @@ class AttentionKernel:
                     self.allows, of_queries,
                 )  # fmt: skip
             else:
-                self._launch_forward(call, way, q, k, v, o, lse, documents, sinks, seed)
+                self._launch_forward(prepared, call, way, q, k, v, o, lse, documents, sinks, seed)
             return o, lse
 
         if call.is_empty:
             return call.results(q)
-        return run_best("attention.forward", self._key(call, q, sinks, seed), ways, run)
+        return run_best("attention.forward", prepared.key, prepared.ways, run)
+
+    def _prepare_forward(
+        self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, sinks: Tensor | None, seed: Tensor | None
+    ) -> _Prepared:
+        layout = ("forward", seed is None, layout_of(q, k, v, documents, sinks))
+        prepared = self._prepared.get(layout)
+        if prepared is not None:
+            return prepared
+        self._check(q, k, v, documents, sinks)
+        call = self._call(q, k, v, documents)
+        hopper = [] if seed is not None or has_blocks(call.mask) else hopper_ways(q, k, v)
+        ways: list[Way] = [*hopper, *forward_ways()]
+        if self._plain(call, sinks, seed):
+            ways.insert(0, CUDNN)
+        key = self._key(call, q, sinks, seed)
+        if documents is not None:  # which the mask holds, and what is kept must not
+            call = replace(call, mask=Everything())
+        return self._keep(layout, _Prepared(call, key, ways))
+
+    def _keep(self, layout: object, prepared: _Prepared) -> _Prepared:
+        if len(self._prepared) >= PLANS:
+            self._prepared.clear()
+        self._prepared[layout] = prepared
+        return prepared
 
     def _launch_forward(
         self,
+        prepared: _Prepared,
         call: _Call,
         way: Tile,
         q: Tensor,
@@ -176,19 +229,33 @@ class AttentionKernel:
     ) -> None:
         m, n = way["BLOCK_M"], way["BLOCK_N"]
         lists = _lists(call, m, n, q.device, of_keys=False)
-        e1, e2 = parts(call.width)
-        reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, padded(call.value_width), 0))
-        grid = (-(-call.queries // m) * call.batch * call.heads,)
-        attend_forward.attention_forward[grid](  # type: ignore[index]
-            *reads.tensors, o, lse, or_stand_in(sinks, lse), or_stand_in(documents, lse), or_stand_in(seed, lse),
-            *listed(lists, lse), *reads.strides, *by_part(o), call.queries, call.keys, self._scale(call),
-            together(k, v) * (call.heads // call.groups),
-            ALLOWS=self.allows, BOUNDS=None if call.listed else self.of_queries, SOFTCAP=self.softcap or 0.0,
-            DROPOUT=self.dropout if seed is not None else 0.0, SINKS=sinks is not None,
-            DOCUMENTS=documents is not None, LISTED=call.listed, HEADS=call.heads, GROUPS=call.groups,
-            E=call.width, E1=e1, E2=e2, V=call.value_width, BLOCK_V=padded(call.value_width),
-            BLOCK_M=m, BLOCK_N=n, STAGES=way.stages, TMA=reads.tma, num_warps=way.warps, num_stages=way.stages,
+        launch = prepared.launches.get(way.name)
+        if launch is None:
+            e1, e2 = parts(call.width)
+            reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, padded(call.value_width), 0))
+            numbers = (*by_part(o), call.queries, call.keys, self._scale(call))
+            constants = {
+                **self._constants(call, documents, seed), "SINKS": sinks is not None, **_of_tile(way, reads.tma),
+                "BOUNDS": None if call.listed else self.of_queries,
+            }  # fmt: skip
+            launch = Launch(
+                (-(-call.queries // m) * call.batch * call.heads,), reads,
+                (*numbers, together(k, v) * (call.heads // call.groups)), constants,
+            )  # fmt: skip
+            prepared.launches[way.name] = launch
+        attend_forward.attention_forward[launch.grid](  # type: ignore[index]
+            *launch.reads.given(q, k, v), o, lse, or_stand_in(sinks, lse), or_stand_in(documents, lse),
+            or_stand_in(seed, lse), *listed(lists, lse), *launch.reads.strides, *launch.numbers, **launch.constants,
         )  # fmt: skip
+
+    def _constants(self, call: _Call, documents: Tensor | None, seed: Tensor | None) -> dict[str, Any]:
+        """Of every kernel but that of `_delta`."""
+        e1, e2 = parts(call.width)
+        return {
+            "ALLOWS": self.allows, "SOFTCAP": self.softcap or 0.0, "DROPOUT": self.dropout if seed is not None else 0.0,
+            "DOCUMENTS": documents is not None, "LISTED": call.listed, "HEADS": call.heads, "GROUPS": call.groups,
+            "E": call.width, "E1": e1, "E2": e2, "V": call.value_width, "BLOCK_V": padded(call.value_width),
+        }  # fmt: skip
 
     # --- backward
 
@@ -205,30 +272,53 @@ class AttentionKernel:
         seed: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of q, k, v and sinks (empty where there are none)."""
-        call = self._call(q, k, v, documents)
+        grad_o, q, k, v = (columns_together(t) for t in (grad_o, q, k, v))
+        documents, sinks = (t if t is None else t.contiguous() for t in (documents, sinks))
+        prepared = self._prepare_backward(grad_o, q, k, v, o, documents, sinks, seed)
+        call = prepared.call if documents is None else self._call(q, k, v, documents)
         if call.is_empty:
             dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
             return dq, dk, dv, lse.new_empty(0) if sinks is None else sinks.new_zeros(sinks.shape)
-        grad_o, q, k, v = (columns_together(t) for t in (grad_o, q, k, v))
-        documents, sinks = (t if t is None else t.contiguous() for t in (documents, sinks))
-        key = self._key(call, q, sinks, seed)
-        ways: list[Way] = list(backward_ways())
-        if torch.are_deterministic_algorithms_enabled():
-            ways = [way for way in ways if way.name.startswith("apart")]
-        elif self._plain(call, sinks, seed):
-            ways.insert(0, CUDNN)
 
         def run(way: Way) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             if way is CUDNN:
                 causal, scale = isinstance(call.mask, Causal), self._scale(call)
                 return *attention_cudnn.backward(grad_o, q, k, v, o, lse, causal, scale), lse.new_empty(0)
             assert isinstance(way, Backward)
-            return self._run_backward(call, way, grad_o, q, k, v, o, lse, documents, sinks, seed)
+            return self._run_backward(prepared, call, way, grad_o, q, k, v, o, lse, documents, sinks, seed)
 
-        return run_best("attention.backward", key, ways, run)
+        return run_best("attention.backward", prepared.key, prepared.ways, run)
+
+    def _prepare_backward(
+        self,
+        grad_o: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        documents: Tensor | None,
+        sinks: Tensor | None,
+        seed: Tensor | None,
+    ) -> _Prepared:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        layout = ("backward", deterministic, seed is None, layout_of(grad_o, q, k, v, o, documents, sinks))
+        prepared = self._prepared.get(layout)
+        if prepared is not None:
+            return prepared
+        call = self._call(q, k, v, documents)
+        ways: list[Way] = list(backward_ways())
+        if deterministic:
+            ways = [way for way in ways if way.name.startswith("apart")]
+        elif self._plain(call, sinks, seed):
+            ways.insert(0, CUDNN)
+        key = self._key(call, q, sinks, seed)
+        if documents is not None:  # which the mask holds, and what is kept must not
+            call = replace(call, mask=Everything())
+        return self._keep(layout, _Prepared(call, key, ways))
 
     def _run_backward(
         self,
+        prepared: _Prepared,
         call: _Call,
         way: Backward,
         grad_o: Tensor,
@@ -243,40 +333,42 @@ class AttentionKernel:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         delta, grad_sinks = self._delta(call, grad_o, o, lse, sinks)
         dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-        e1, e2 = parts(call.width)
-        e_v = padded(call.value_width)
-        options = {
-            "ALLOWS": self.allows, "SOFTCAP": self.softcap or 0.0, "DROPOUT": self.dropout if seed is not None else 0.0,
-            "DOCUMENTS": documents is not None, "LISTED": call.listed, "HEADS": call.heads, "GROUPS": call.groups,
-            "E": call.width, "E1": e1, "E2": e2, "V": call.value_width, "BLOCK_V": e_v,
-        }  # fmt: skip
         alone = way.queries is None
-        if alone:
-            dq = q.new_zeros(q.shape, dtype=torch.float32)
-        else:
-            dq = q.new_empty(q.shape)
-        m, n = way.keys["BLOCK_M"], way.keys["BLOCK_N"]
-        lists = _lists(call, m, n, q.device, of_keys=True)
-        reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))
-        attend_backward.attention_backward_keys[(-(-call.keys // n) * call.batch * call.groups,)](  # type: ignore[index]
-            *reads.tensors, dq, dk, dv, lse, delta, or_stand_in(documents, lse), or_stand_in(seed, lse),
-            *listed(lists, lse), *reads.strides, *by_part(dk), *by_part(dv), call.queries, call.keys, self._scale(call),
-            max(1, together(q, grad_o) // (call.heads // call.groups)),
-            BOUNDS=None if call.listed else self.of_keys, WITH_DQ=alone, BLOCK_M=m, BLOCK_N=n,
-            STAGES=way.keys.stages, TMA=reads.tma, num_warps=way.keys.warps, num_stages=way.keys.stages, **options,
+        dq = q.new_zeros(q.shape, dtype=torch.float32) if alone else q.new_empty(q.shape)
+        rest = (or_stand_in(documents, lse), or_stand_in(seed, lse))
+
+        def prepare(of_keys: bool, way: Tile) -> Launch:
+            m, n = way["BLOCK_M"], way["BLOCK_N"]
+            (e1, e2), e_v = parts(call.width), padded(call.value_width)
+            reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))
+            sizes, constants = (call.queries, call.keys, self._scale(call)), self._constants(call, documents, seed)
+            constants |= {"BOUNDS": None if call.listed else self.of_keys if of_keys else self.of_queries}
+            constants |= _of_tile(way, reads.tma)
+            shared = call.heads // call.groups
+            if of_keys:
+                grid = -(-call.keys // n) * call.batch * call.groups
+                numbers = (*by_part(dk), *by_part(dv), *sizes, max(1, together(q, grad_o) // shared))
+                return Launch((grid,), reads, numbers, {**constants, "WITH_DQ": alone})
+            grid = -(-call.queries // m) * call.batch * call.heads
+            return Launch((grid,), reads, (*by_part(dq), *sizes, together(k, v) * shared), constants)
+
+        def launch(of_keys: bool, way: Tile, name: str) -> tuple[Launch, TileLists | None]:
+            known = prepared.launches.get(f"{name} {of_keys}")
+            if known is None:
+                known = prepared.launches[f"{name} {of_keys}"] = prepare(of_keys, way)
+            return known, _lists(call, way["BLOCK_M"], way["BLOCK_N"], q.device, of_keys)
+
+        one, lists = launch(True, way.keys, way.name)
+        attend_backward.attention_backward_keys[one.grid](  # type: ignore[index]
+            *one.reads.given(q, k, v, grad_o), dq, dk, dv, lse, delta, *rest, *listed(lists, lse), *one.reads.strides,
+            *one.numbers, **one.constants,
         )  # fmt: skip
         if way.queries is None:
             return dq.to(q.dtype), dk, dv, grad_sinks
-        m, n = way.queries["BLOCK_M"], way.queries["BLOCK_N"]
-        lists = _lists(call, m, n, q.device, of_keys=False)
-        reads = Reads.of((q, m, e1, e2), (k, n, e1, e2), (v, n, e_v, 0), (grad_o, m, e_v, 0))
-        attend_backward.attention_backward_queries[(-(-call.queries // m) * call.batch * call.heads,)](  # type: ignore[index]
-            *reads.tensors, dq, lse, delta, or_stand_in(documents, lse), or_stand_in(seed, lse), *listed(lists, lse),
-            *reads.strides, *by_part(dq), call.queries, call.keys, self._scale(call),
-            together(k, v) * (call.heads // call.groups),
-            BOUNDS=None if call.listed else self.of_queries, BLOCK_M=m, BLOCK_N=n,
-            STAGES=way.queries.stages, TMA=reads.tma, num_warps=way.queries.warps, num_stages=way.queries.stages,
-            **options,
+        one, lists = launch(False, way.queries, way.name)
+        attend_backward.attention_backward_queries[one.grid](  # type: ignore[index]
+            *one.reads.given(q, k, v, grad_o), dq, lse, delta, *rest, *listed(lists, lse), *one.reads.strides,
+            *one.numbers, **one.constants,
         )  # fmt: skip
         return dq, dk, dv, grad_sinks
 
@@ -345,50 +437,12 @@ class AttentionKernel:
     def error(self, message: str) -> KernelError:
         return KernelError(f"{self.name.split('::')[1]} ({self.spec}): {message}")
 
-    # --- what torch is told
 
-    def _register(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        name = _unique(self.name)
-        inputs = "Tensor q, Tensor k, Tensor v, Tensor? documents, Tensor? sinks, Tensor? seed"
-        forward = torch.library.custom_op(
-            name, self._forward, mutates_args=(), schema=f"({inputs}) -> (Tensor, Tensor)"
-        )
-
-        def fake(q: Tensor, k: Tensor, v: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-            batch, queries, heads = q.shape[:3]
-            return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(batch, heads, queries, dtype=torch.float32)
-
-        forward.register_fake(fake)
-        inputs = inputs.replace("Tensor v,", "Tensor v, Tensor o, Tensor lse,")
-        backward = torch.library.custom_op(
-            f"{name}_backward", self._gradients, mutates_args=(),
-            schema=f"(Tensor grad_o, {inputs}) -> (Tensor, Tensor, Tensor, Tensor)",
-        )  # fmt: skip
-
-        def fake_backward(grad_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, documents: object,
-                          sinks: Tensor | None, seed: object) -> tuple[Tensor, ...]:  # fmt: skip
-            return (
-                q.new_empty(q.shape),
-                k.new_empty(k.shape),
-                v.new_empty(v.shape),
-                (sinks.new_empty(sinks.shape) if sinks is not None else lse.new_empty(0)),
-            )
-
-        backward.register_fake(fake_backward)
-
-        def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-            ctx.save_for_backward(*inputs[:3], *output, *inputs[3:])
-            ctx.mark_non_differentiable(output[1])
-            ctx.set_materialize_grads(False)
-
-        def gradient(ctx: Any, grad_o: Tensor | None, grad_lse: None) -> tuple[Tensor | None, ...]:
-            if grad_o is None:
-                return (None,) * 6
-            dq, dk, dv, grad_sinks = backward(grad_o, *ctx.saved_tensors)
-            return dq, dk, dv, None, grad_sinks if ctx.needs_input_grad[4] else None, None
-
-        forward.register_autograd(gradient, setup_context=keep)
-        return forward, backward
+def _of_tile(way: Tile, tma: bool) -> dict[str, Any]:
+    return {
+        "BLOCK_M": way["BLOCK_M"], "BLOCK_N": way["BLOCK_N"], "STAGES": way.stages, "TMA": tma, "num_warps": way.warps,
+        "num_stages": way.stages,
+    }  # fmt: skip
 
 
 def _lists(call: _Call, m: int, n: int, device: torch.device, of_keys: bool) -> TileLists | None:

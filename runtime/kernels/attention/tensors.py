@@ -13,27 +13,60 @@ from ..choice import interpreted
 from .tiles import TileLists
 
 
+class Described:
+    """A descriptor for tensors that lie alike: checked once, then given the address of each."""
+
+    def __init__(self, made: Any) -> None:
+        self._kind, self._rest = type(made), {name: value for name, value in vars(made).items() if name != "base"}
+
+    def of(self, tensor: Tensor) -> Any:
+        made = object.__new__(self._kind)
+        made.__dict__.update(self._rest, base=tensor)
+        return made
+
+
 @dataclass(frozen=True)
 class Reads:
-    """What kernels read: descriptors that the copy engine takes, where all tensors lie so that it can, else pointers.
+    """How kernels read: by descriptors that the copy engine takes, where all tensors lie so that it can, else pointers.
 
     A tensor of queries or keys comes twice, for the two parts of its width.
     """
 
-    tensors: list[Any]
-    strides: list[int]
+    forms: tuple[tuple[int, Described | None], ...]  # which tensor, and as what
+    strides: tuple[int, ...]
     tma: bool
 
     @staticmethod
     def of(*wanted: tuple[Tensor, int, int, int]) -> Reads:
         """Of tensors [B, S, H, E], each with the rows and columns of a tile, and those of a second part."""
         tma = copied_by_engine([tensor for tensor, *_ in wanted])
-        tensors: list[Any] = []
+        forms: list[tuple[int, Described | None]] = []
         for i, (tensor, rows, e1, e2) in enumerate(wanted):
-            tensors.append(descriptor(tensor, rows, e1) if tma else tensor)
+            forms.append((i, Described(descriptor(tensor, rows, e1)) if tma else None))
             if i < 2:
-                tensors.append(descriptor(tensor, rows, e2) if tma and e2 else tensors[-1])
-        return Reads(tensors, [s for tensor, *_ in wanted for s in by_part(tensor)], tma)
+                forms.append((i, Described(descriptor(tensor, rows, e2))) if tma and e2 else forms[-1])
+        return Reads(tuple(forms), tuple(s for tensor, *_ in wanted for s in by_part(tensor)), tma)
+
+    def given(self, *tensors: Tensor) -> list[Any]:
+        """What a kernel is given of such tensors."""
+        return [tensors[i] if form is None else form.of(tensors[i]) for i, form in self.forms]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch but for its tensors."""
+
+    grid: tuple[int]
+    reads: Reads
+    numbers: tuple[int | float, ...]
+    constants: dict[str, Any]
+
+
+def layout_of(*tensors: Tensor | None) -> object:
+    """All that kernels and their choice depend on but what lies in the tensors."""
+    return tuple(
+        None if t is None else (t.shape, t.stride(), t.dtype, t.device, t.data_ptr() % 16 == 0) for t in tensors
+    )
 
 
 def copied_by_engine(tensors: Sequence[Tensor]) -> bool:

@@ -30,7 +30,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dskc.runtime.kernels import tuning
+from dskc.runtime.kernels import KernelError, tuning
 from dskc.runtime.kernels.attention import hopper, tensors
 from dskc.runtime.kernels.attention import kernel as attention
 from dskc.runtime.kernels.tuning import Tile, Unfit, Way
@@ -48,7 +48,7 @@ class Launch:
 
     name: str
     way: str
-    call: str
+    calls: list[str]  # that it is a way of: several, where sizes make no difference
     kernel: Any = field(compare=False)
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, object], ...]
@@ -62,7 +62,7 @@ class Compiled:
 
     name: str
     way: str
-    call: str
+    calls: list[str]
     arch: int
     registers: int = 0
     spilled: int = 0
@@ -112,11 +112,11 @@ class Recorder:
             named["launch_pdl"] = self.arch >= 90
         named.pop("grid", None)
         launch = Launch(
-            kernel.__name__, self.way, self.call, kernel, tuple(signature), tuple(constants), tuple(even),
+            kernel.__name__, self.way, [], kernel, tuple(signature), tuple(constants), tuple(even),
             tuple(sorted(named.items())),
         )  # fmt: skip
         same = launch.name, str((launch.signature, launch.constants, launch.even, launch.options))
-        self.found.setdefault(same, launch)
+        self.found.setdefault(same, launch).calls.append(self.call)
 
     def _on_gpu(self, name: str, value: object) -> object:
         """Constants that the operation takes from the device."""
@@ -163,6 +163,7 @@ def taken_down(every: bool, arch: int) -> Iterator[Recorder]:
 
         patch(JITFunction, "run", run)
         patch(torch.cuda, "get_device_capability", lambda device=None: divmod(arch, 10))
+        patch(torch.cuda, "get_device_name", lambda device=None: f"a GPU of {arch / 10}")
         patch(attention, "hopper_ways", hopper_ways)
         for name, module in list(sys.modules.items()):
             if name.startswith("dskc.runtime.kernels") and name != tuning.__name__:
@@ -191,7 +192,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
 
         kind = GluonASTSource
     began = time.perf_counter()
-    named = {"name": launch.name, "way": launch.way, "call": launch.call, "arch": arch}
+    named = {"name": launch.name, "way": launch.way, "calls": launch.calls, "arch": arch}
     try:
         source = kind(fn=launch.kernel, signature=dict(launch.signature), constexprs=constants, attrs=attributes)
         made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
@@ -247,9 +248,11 @@ def main() -> None:
         with taken_down(options.all, options.arch) as recorder, torch.no_grad():
             for i, call in enumerate(GROUPS[group]()):
                 recorder.call = f"{group} {i}"
-                with suppress(Unfit):
+                with suppress(Unfit, KernelError):  # such as of 8-bit floats on an older GPU
                     call()
         launches = list(recorder.found.values())
+        if options.arch < 89:
+            launches = [launch for launch in launches if "fp8e4nv" not in str(launch.signature)]
         if options.quick:
             launches = list({launch.name: launch for launch in reversed(launches)}.values())
         for launch in launches:

@@ -16,8 +16,9 @@ from .compile_ahead import Compiled
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = {90: 227 << 10, 86: 99 << 10}  # bytes that one program can have (CUDA programming guide, compute capabilities)
 SPILLED = 256  # bytes of a thread
-KNOWN = {"attention_backward_keys": 2048, "attention_forward": 1024, "attention_backward_queries": 1024,
-         "multiply_add_kernel": 512, "product_kernel": 512, "split_kernel": 512}  # fmt: skip
+# What spills more at heads of 256 or at latents, as it is known to: none may get worse.
+KNOWN = {"attention_backward_keys": 2048, "attention_forward": 2304, "attention_backward_queries": 1024,
+         "multiply_add_kernel": 512, "product_kernel": 512, "split_kernel": 600}  # fmt: skip
 GROUPS = ("attention", "decode", "experts", "loss", "optimizer", "products")
 
 
@@ -43,7 +44,8 @@ def check(found: list[Compiled], shared: int, every: bool) -> None:
     ]  # fmt: skip
     least: defaultdict[tuple[str, str], int] = defaultdict(lambda: 1 << 30)
     for c in found:
-        least[c.name, c.call] = min(least[c.name, c.call], c.shared)
+        for call in c.calls:
+            least[c.name, call] = min(least[c.name, call], c.shared)
     wrong += [
         f"{name} of {call}: {size} bytes of shared memory" for (name, call), size in least.items() if size > shared
     ]

@@ -22,18 +22,21 @@ TOGETHER = (  # one kernel for all gradients
     tile(8, 1, BLOCK_M=64, BLOCK_N=128),
     tile(4, 2, BLOCK_M=64, BLOCK_N=64),
     tile(4, 2, BLOCK_M=32, BLOCK_N=64),
+    tile(4, 1, BLOCK_M=32, BLOCK_N=32),  # fits heads of 256 into 99 KiB of shared memory
 )
 APART_KEYS = (
     tile(8, 2, BLOCK_M=64, BLOCK_N=128),
     tile(8, 3, BLOCK_M=64, BLOCK_N=128),
     tile(4, 3, BLOCK_M=64, BLOCK_N=64),
     tile(4, 2, BLOCK_M=32, BLOCK_N=64),
+    tile(4, 1, BLOCK_M=32, BLOCK_N=32),  # fits heads of 256 into 99 KiB of shared memory
 )
 APART_QUERIES = (
     tile(8, 2, BLOCK_M=128, BLOCK_N=64),
     tile(8, 3, BLOCK_M=128, BLOCK_N=64),
     tile(4, 3, BLOCK_M=64, BLOCK_N=64),
     tile(4, 2, BLOCK_M=64, BLOCK_N=32),
+    tile(4, 1, BLOCK_M=32, BLOCK_N=32),  # fits heads of 256 into 99 KiB of shared memory
 )
 INTERPRETED = (tile(4, 1, BLOCK_M=16, BLOCK_N=16),)
 

@@ -79,12 +79,13 @@ PAIRED = (
     blocks(4, 3, (64, 128, 64), tma=False),
     blocks(8, 3, (128, 64, 64), tma=False),
 )
+LEAST = (blocks(4, 2, (64, 64, 64), tma=False),)  # for GPUs whose programs have 99 KiB of shared memory
 
 
 def paired_tiles(rows: int, experts: int) -> tuple[Tile, ...]:
     """Tiles for `rows` among `experts`, those that fit the mean first."""
     some, mean = (SOME[0], SOME[2]), rows / experts
-    return PAIRED + some[:1] if mean > 96 else some + FEW + PAIRED[3:4] if mean > 24 else FEW + some
+    return (PAIRED + some[:1] if mean > 96 else some + FEW + PAIRED[3:4] if mean > 24 else FEW + some) + LEAST
 
 
 @dataclass(frozen=True, eq=False)

@@ -187,3 +187,13 @@ def test_what_a_kernel_cannot_take_is_said_with_its_line() -> None:
         with pytest.raises(KernelError, match=what) as caught:
             kernel(*tensors_given)
         assert str(caught.value).startswith("attention_") and "(drawn.dsk:7): " in str(caught.value)
+
+
+def test_what_is_kept_of_a_call_holds_nothing_of_its_documents() -> None:
+    """One kernel for tensors that lie alike, with other documents each time."""
+    mask = both(CAUSAL, DOCUMENTS)
+    kernel = written(mask).kernel()
+    with use_kernels("triton"):
+        for kind, seed in (("packed", 0), ("mixed", 1), ("packed", 2)):
+            given = drawn(Shape(20, 20), documents=kind, seed=seed)
+            compare(run(kernel, given), expected(mask, given), given.q.dtype)

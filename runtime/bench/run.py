@@ -106,7 +106,10 @@ def measure(case: Case) -> Row:
     times: list[Timed] = []
     missing: dict[str, str] = {}
     try:
-        runs = dict(case.build())
+        # Backward runs on the stream that forward ran on, which must be the one that is captured.
+        with torch.cuda.stream(timing_stream()):
+            runs = dict(case.build())
+        torch.cuda.synchronize()
     except Exception as error:
         runs = {}
         missing["all"] = _reason(error)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 Run = Callable[[], object]
 Unit = Literal["TFLOP/s", "GB/s"]
 Ceiling = Literal["copy", "bf16", "fp8", "int8"]
@@ -61,3 +64,21 @@ def later(make: Callable[[], Run]) -> Run:
         return made[0]()
 
     return run
+
+
+def gradients(run: Run, into: Sequence[Tensor], *directions: Tensor) -> Run:
+    """Backward alone, of the results of `run` that have gradients, which is run once before.
+
+    directions: the gradients of these results; drawn at random where none are given.
+    """
+    results: list[Tensor] = []
+    given = list(directions)
+
+    def backward() -> object:
+        if not results:
+            made = run()
+            results.extend(t for t in (made if isinstance(made, tuple) else (made,)) if t.requires_grad)
+            given.extend(torch.randn_like(t) for t in results[len(given) :])
+        return torch.autograd.grad(results, into, given, retain_graph=True, allow_unused=True)
+
+    return backward

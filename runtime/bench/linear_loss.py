@@ -11,19 +11,26 @@ from torch import Tensor
 
 from ..kernels.loss.linear_loss import linear_losses, mean_linear_loss
 from .case import OURS, Case, Run
+from .workload import Workload
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x [N, D], weight [V, D] and targets [N], a scalar
+Shape = tuple[int, int, int]  # N, D and V
 SHAPES = ((8192, 4096, 102400), (4096, 4096, 102400), (8192, 2048, 151936), (16384, 4096, 32000))
 
 
-def cases() -> Iterator[Case]:
+def cases(asked: Workload | None = None) -> Iterator[Case]:
     """The mean loss with its gradients, that of rows with gradients, and losses alone."""
-    for rows, width, vocabulary in SHAPES:
+    shapes: tuple[Shape, ...] = SHAPES
+    if asked is not None:
+        shapes = ((asked.tokens, asked.hidden, asked.vocabulary),) if asked.hidden is not None else ()
+    for rows, width, vocabulary in shapes:
         shape = f"N{rows} D{width} V{vocabulary} bf16"
         flops, moved = 2.0 * rows * width * vocabulary, 2.0 * width * (rows + vocabulary)
         build = partial(_trained, rows, width, vocabulary)
         yield Case("linear + cross entropy, forward and backward", shape, 3 * flops, 2 * moved, build)
-    rows, width, vocabulary = SHAPES[0]
+    if not shapes:
+        return
+    rows, width, vocabulary = shapes[0]
     shape = f"N{rows} D{width} V{vocabulary} bf16"
     flops, moved = 2.0 * rows * width * vocabulary, 2.0 * width * (rows + vocabulary)
     build = partial(_rows_trained, rows, width, vocabulary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -26,11 +27,12 @@ class Trained:
     package: ModuleType
     trainer: ModuleType
 
-    @classmethod
-    def load(cls, folder: Path) -> Trained:
-        """From a folder that `dskc compile` wrote."""
+    @staticmethod
+    @cache
+    def load(folder: Path) -> Trained:
+        """From a folder that `dskc compile` wrote, once a process."""
         package = load_package(folder)
-        return cls(package, importlib.import_module(f"{package.__name__}.train"))
+        return Trained(package, importlib.import_module(f"{package.__name__}.train"))
 
     @property
     def name(self) -> str:
@@ -76,7 +78,10 @@ def _kind(layer: nn.Module) -> object:
 def random_batch(recipe: Recipe, batch: int, length: int, device: torch.device) -> Batch:
     """Inputs and labels as the recipe has them, drawn at random: text of `length` tokens in one document a row."""
     made: dict[str, Tensor] = {}
-    for name, one in recipe.fields.inputs.items():
+    inputs = recipe.fields.inputs
+    for name, one in inputs.items():
+        if one.ids and one.optional and name != "tokens" and "tokens" in inputs:
+            continue  # another text, which would stand in the sequence too
         shape = (batch, length) if name == "tokens" else (batch, *one.shape)
         if one.ids:
             made[name] = torch.randint(0, max(1, recipe.vocabulary), shape, device=device)

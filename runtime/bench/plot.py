@@ -29,7 +29,8 @@ def plot(report: Report, path: Path) -> None:
         points = [(r.intensity, _tflops(r, t)) for r in report.rows for t in r.times if (t.name == OURS) == ours]
         points = [point for point in points if min(point) > 0]
         if points:
-            axes.scatter(*zip(*points, strict=True), marker=mark, label="dskc" if ours else "peers", s=18)
+            right, up = zip(*points, strict=True)
+            axes.scatter(right, up, marker=mark, label="dskc" if ours else "peers", s=18)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="TFLOP/s")
     axes.set_title(f"{report.machine.gpu}: copy {copy:,.0f} GB/s")
     axes.legend()

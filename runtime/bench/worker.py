@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,7 +83,7 @@ def _answer(request: Request, tell: Callable[[Answer], None]) -> bool:
     torch._dynamo.reset()  # which compiles one function for so many shapes, and then no more
     tell(Begun(BUILDING))
     try:
-        case = next(c for c in request.source.cases() if (c.kernel, c.shape) == (request.kernel, request.shape))
+        case = _cases(request.source)[request.kernel, request.shape]
         runs = dict(case.build())
     except Exception as error:
         runs = {}
@@ -109,6 +110,11 @@ def _answer(request: Request, tell: Callable[[Answer], None]) -> bool:
         torch.cuda.empty_cache()
     tell(Done())
     return True
+
+
+@cache
+def _cases(source: Source) -> dict[tuple[str, str], Case]:
+    return {(case.kernel, case.shape): case for case in source.cases()}
 
 
 def _timed(case: Case, name: str, run: Run) -> Timed:

@@ -27,8 +27,14 @@ class Given:
     learns: bool
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
     def bytes(self) -> int:
-        return self.elements * getattr(torch, self.dtype).itemsize
+        return self.elements * self.torch_dtype.itemsize
 
     @property
     def elements(self) -> int:
@@ -40,7 +46,9 @@ class Call:
     """Of one of the model's kernels, by its name in kernels.py."""
 
     kernel: str
-    tensors: tuple[Given | None, ...]
+    tensors: tuple[Given, ...]
+    named: tuple[str, ...] = ()  # what tensors it is given by name, such as documents and sinks of attention
+    is_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class Workload:
     linears: tuple[tuple[int, int], ...]
     experts: tuple[tuple[int, int, int, int], ...]
     parameters: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def hidden(self) -> int | None:
+        """What the vocabulary's weight maps from; None of a model without one."""
+        return next((shape[1] for shape in self.parameters if len(shape) == 2 and shape[0] == self.vocabulary), None)
 
 
 def workload(folder: Path, batch: int | None = None, length: int | None = None) -> Workload:
@@ -82,7 +99,7 @@ def workload(folder: Path, batch: int | None = None, length: int | None = None) 
             f"{trained.name} cannot be followed without data: {str(error).splitlines()[0]}",
             "measure the published shapes: dskc bench kernels",
         ) from error
-    grouped = {(m.weight.shape[0], *m.weight.shape[-2:]) for m in model.modules() if isinstance(m, GroupedLinear)}
+    grouped = [(m.weight.shape[0], *m.weight.shape[-2:]) for m in model.modules() if isinstance(m, GroupedLinear)]
     return Workload(
         trained.name,
         str(folder),
@@ -91,7 +108,7 @@ def workload(folder: Path, batch: int | None = None, length: int | None = None) 
         trained.recipe.vocabulary,
         tuple(calls),
         tuple(dict.fromkeys((m.out_features, m.in_features) for m in _all(model, Linear))),
-        tuple((x, choices[x], f, d) for x, f, d in sorted(grouped) if x in choices),
+        tuple((x, choices[x], f, d) for x, f, d in dict.fromkeys(grouped) if x in choices),
         tuple(tuple(p.shape) for p in model.parameters()),
     )
 
@@ -109,8 +126,11 @@ def _told(trained: Trained, calls: dict[Call, None], choices: dict[int, int]) ->
         kept.append((model, "dispatch", model.dispatch))
 
     def called(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        attends = isinstance(kernel, AttentionKernel)
+
         def call(*tensors: Any, **options: Any) -> Any:
-            calls[Call(name, tuple(_given(t) for t in tensors if t is None or isinstance(t, Tensor)))] = None
+            named = tuple(sorted(option for option, t in options.items() if isinstance(t, Tensor)))
+            calls[Call(name, tuple(_given(t) for t in tensors if isinstance(t, Tensor)), named, attends)] = None
             return kernel(*tensors, **options)
 
         return call
@@ -134,7 +154,5 @@ def _is_kernel(value: object) -> bool:
     return isinstance(value, RowKernel | AttentionKernel)
 
 
-def _given(tensor: Tensor | None) -> Given | None:
-    if tensor is None:
-        return None
+def _given(tensor: Tensor) -> Given:
     return Given(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.requires_grad)

@@ -1,4 +1,4 @@
-"""How long something takes on the GPU: behind a GPU that is kept waiting, so that what launching it takes does not count.
+"""How long something takes on the GPU: launched while the GPU is kept waiting, so that launching does not count.
 
 Nothing is recorded as a CUDA graph: what fails while it is recorded leaves torch's generator and its memory in a state
 in which all that follows fails too.

@@ -82,7 +82,8 @@ def table(found: Choices) -> Table:
     made = Table(
         title=f"{found.gpu}: {found.batch} x {found.length} tokens, {versions}", title_justify="left", show_edge=False
     )
-    for name in ("operation", "shape", "chosen"):
+    made.add_column("operation", no_wrap=True)
+    for name in ("shape", "chosen"):
         made.add_column(name, overflow="fold")
     made.add_column("ms", justify="right", no_wrap=True)
     made.add_column("next best", overflow="fold")

@@ -39,16 +39,6 @@ def cases(asked: Workload | None = None) -> Iterator[Case]:
     yield Case("linear + cross entropy of rows, forward", shape, flops, moved, build)
 
 
-def memory_beside(step: Run) -> float:
-    """GiB at the peak of a second step beyond what is there before it, which are the gradients of the first too."""
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**30
-
-
 def _trained(rows: int, width: int, vocabulary: int) -> Mapping[str, Run]:
     return _steps(rows, width, vocabulary, mean_linear_loss, "mean")
 
@@ -69,7 +59,7 @@ def _steps(rows: int, width: int, vocabulary: int, ours: Loss, reduction: str) -
     held = partial(_held, reduction=reduction)
     runs: dict[str, Run] = {OURS: partial(step, ours)}
     for name, loss in {"torch.compile": torch.compile(held), "liger": _liger(reduction)}.items():
-        runs[_with_memory(name, partial(step, loss))] = partial(step, loss)
+        runs[name] = partial(step, loss)
     return runs
 
 
@@ -97,10 +87,3 @@ def _liger(reduction: str) -> Loss:
         return made
 
     return loss
-
-
-def _with_memory(name: str, step: Run) -> str:
-    try:
-        return f"{name} +{memory_beside(step):.2f} GiB"
-    except Exception:  # a peer that is not there says so when it is run
-        return name

@@ -21,6 +21,7 @@ class Timed:
     low: float
     high: float
     rate: float  # in the case's unit
+    gib: float = 0.0  # at its peak beside what is there before it
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def lines(row: Row, report: Report) -> list[str]:
         share = row.share(t, report.ceilings)
         part = f"{share:5.0%} of {row.ceiling}" if share is not None else ""
         spread = f"({t.low:.4f} to {t.high:.4f})"
-        found.append(f"    {t.name:28} {t.median:9.4f} ms {spread} {t.rate:9,.1f} {row.unit} {part}".rstrip())
+        memory = f" +{t.gib:.2f} GiB" if t.gib >= 0.01 else ""
+        line = f"    {t.name:28} {t.median:9.4f} ms {spread} {t.rate:9,.1f} {row.unit} {part}"
+        found.append(line.rstrip() + memory)
     return [*found, *(f"    {name}: {reason}" for name, reason in row.missing.items())]
 
 

@@ -124,7 +124,18 @@ def _timed(case: Case, name: str, run: Run) -> Timed:
             run()
     median, low, high = milliseconds(run)
     work = case.flops / 1e9 if case.unit == "TFLOP/s" else case.bytes / 1e6
-    return Timed(name, round(median, 5), round(low, 5), round(high, 5), round(work / median, 1))
+    return Timed(name, round(median, 5), round(low, 5), round(high, 5), round(work / median, 1), round(_beside(run), 3))
+
+
+def _beside(run: Run) -> float:
+    """GiB at the peak of one more run beyond what is there before it, which are the results of the last one too."""
+    if not torch.cuda.is_available():
+        return 0.0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def _nothing_timed(name: str) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ STARTING = 120.0  # seconds that a process may take to start and to measure the 
 
 
 class Worker:
-    """A process that measures, and how to talk to it. `began`, `at`: since when, and at whom of a case it is."""
+    """A process that measures, and how to talk to it. at: at whom of a case it is. starting: nothing was said yet."""
 
     def __init__(self, ceilings_first: bool = False) -> None:
         context = get_context("spawn")  # a forked process cannot use the GPU
@@ -30,16 +30,18 @@ class Worker:
         self.process.start()
         theirs.close()
         self.at = BUILDING
+        self.starting = True
 
     def ask(self, request: Request) -> None:
         self.at = BUILDING
         self.connection.send(request)
 
     def answer(self, seconds: float) -> object:
-        """What it says next. Raises Lost where it says nothing for so long, or is gone."""
+        """What it says next. Raises Lost where it says nothing for so long, once it has started, or is gone."""
         try:
-            if not self.connection.poll(seconds):
+            if not self.connection.poll(max(seconds, STARTING) if self.starting else seconds):
                 raise Lost(f"nothing came of it within {seconds:.0f} s")
+            self.starting = False
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join(5)

@@ -25,7 +25,7 @@ from .case import OURS, Case, Run, Source
 from .report import Machine, Timed
 
 SECONDS = 0.25  # of timed runs, at least
-FEWEST, MOST = 7, 200
+FEWEST, MOST = 7, 100
 BUILDING = "all"  # in the place of a name: what all of a case need
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from ..kernels.choice import kernels_in_use
 from ..kernels.tuning import Timing, key_text, record, tuning
@@ -28,8 +30,10 @@ def tune(folder: Path, optimizer: str, batch: int | None, length: int | None, li
     """Runs a step of training, and passes of decoding, of the model in a folder of generated code; each timing goes to
     `listener`. Gives the batch and the length that it ran at.
 
-    The model has one layer of each kind, since choices depend on shapes alone. batch and length are the plan's and the
-    recipe's unless told; optimizer: "adamw" or "lion". Raises Problem without a GPU, or where it does not fit into one.
+    The model has one layer of each kind, since choices depend on shapes alone. Where even that does not fit, gradients
+    are let go as they come, parameters have the dtype of computing, and the optimizer keeps its recorded ways. batch
+    and length are the plan's and the recipe's unless told; optimizer: "adamw" or "lion". Raises Problem without a GPU,
+    or where it does not fit into one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not kernels_in_use(device):
@@ -40,16 +44,29 @@ def tune(folder: Path, optimizer: str, batch: int | None, length: int | None, li
     trained = Trained.load(folder)
     length = checked_length(trained.recipe, length)
     batch = batch or trained.batch_size(length)
-    try:
-        with tuning(listener):
-            _train(trained, optimizer, batch, length, device)
-            _decode(trained, length, device)
-    except torch.OutOfMemoryError as error:
-        raise Problem(
-            f"a layer of each kind of {trained.name} with {batch} sequences of {length} does not fit into this GPU",
-            "give a smaller --batch or --length",
-        ) from error
+    with tuning(listener):
+        fits = _fits(lambda: _train(trained, optimizer, batch, length, device)) or _fits(
+            lambda: _train_lean(trained, batch, length, device)
+        )
+        if not fits or not _fits(lambda: _decode(trained, length, device)):
+            raise Problem(
+                f"a layer of each kind of {trained.name} with {batch} sequences of {length} does not fit into this GPU",
+                "give a smaller --batch or --length",
+            )
     return batch, length
+
+
+def _fits(run: Callable[[], None]) -> bool:
+    """Runs it; whether there was memory for it, which is free again in any case."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return True
 
 
 def _train(trained: Trained, optimizer: str, batch: int, length: int, device: torch.device) -> None:
@@ -65,6 +82,21 @@ def _train(trained: Trained, optimizer: str, batch: int, length: int, device: to
     losses["loss"].backward()
     clip(model, 1.0)
     made.step(1e-5)
+
+
+def _train_lean(trained: Trained, batch: int, length: int, device: torch.device) -> None:
+    """Forward and backward with as little memory as they can."""
+    compute = dtype_of(trained.recipe.precision.compute)
+    model = cut_model(trained, compute, compute, device)
+    normal(std=0.02)(model, 0)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(_let_go)
+    torch.manual_seed(0)
+    trained.losses(model, random_batch(trained.recipe, batch, length, device))["loss"].backward()
+
+
+def _let_go(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 @torch.no_grad()

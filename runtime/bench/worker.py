@@ -6,6 +6,7 @@ here, and the process that asks (`isolate.py`) starts another one and goes on.
 
 from __future__ import annotations
 
+import gc
 import platform
 import statistics
 import subprocess
@@ -73,6 +74,8 @@ def serve(connection: Connection, ceilings_first: bool) -> None:
             request: Request = connection.recv()
             if not _answer(request, connection.send):
                 return
+            _free()
+            connection.send(Done())
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
 
@@ -105,11 +108,14 @@ def _answer(request: Request, tell: Callable[[Answer], None]) -> bool:
             tell(Missing(name, _reason(error), sound))
             if not sound:
                 return False
-    runs.clear()
+    return True
+
+
+def _free() -> None:
+    """Gives back what a case held: others may be at work on the same GPU."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    tell(Done())
-    return True
 
 
 @cache

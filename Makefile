@@ -44,11 +44,13 @@ check: $(VENV)/installed-dev
 	$(BIN)/dskc fmt --check $(SPECS) dsl/std/*.dsk compiler/templates/*.dsk
 	$(BIN)/dskc compile --check $(SPECS)
 	$(BIN)/python -m dskc.compiler.manual --check
+	$(BIN)/python -m dskc.runtime.bench.page --check
 	$(BIN)/python -m pytest -m "not slow and not exhaustive and not gpu" tests/dsl tests/compiler --ignore tests/compiler/commands -x -n 2
 
 generate: $(VENV)/installed
 	$(BIN)/dskc compile $(SPECS)
 	$(BIN)/python -m dskc.compiler.manual
+	$(BIN)/python -m dskc.runtime.bench.page
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
@@ -58,7 +60,7 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/compiler_speed.py
 	@if $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then \
-		$(BIN)/python benchmarks/row_kernels.py && $(BIN)/python benchmarks/train_step.py; \
+		$(BIN)/dskc bench kernels --warm 8 --out runs/bench && $(BIN)/python benchmarks/train_step.py; \
 	else echo "no GPU here: kernels and training steps are not measured"; fi
 
 # Compiling kernels takes most of it: a process for nearly each core, or one alone where there is no pytest-xdist.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,12 +25,16 @@ sys.path[:0] = [str(ROOT / "generated"), str(ROOT)]
 from deepseek_7b import Model  # noqa: E402
 from deepseek_7b.kernels import cross_entropy  # noqa: E402
 
-from benchmarks.row_kernels import commit  # noqa: E402
 from dskc.runtime import optim  # noqa: E402
 from dskc.runtime.kernels import use_kernels  # noqa: E402
 from dskc.runtime.reference import next_token  # noqa: E402
 
 LENGTH, PEAK = 4096, 989e12
+
+
+def commit() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def measure(layers: int, batch: int, kernels: str, compiled: bool) -> dict[str, float | str]:

@@ -22,6 +22,8 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "train": "run",
     "generate": "run",
     "import": "weights",
+    "tune": "tune",
+    "bench": "bench",
     "completion": "completion",
 }
 

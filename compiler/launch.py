@@ -45,6 +45,46 @@ def launch_generate(arguments: tuple[str, ...]) -> None:
     sys.exit(_runtime("serve.generate").main(list(arguments)))
 
 
+def require_gpu() -> None:
+    """Raises the runtime's problem where nothing runs kernels: before a spec is compiled for nothing."""
+    if not _runtime("kernels.choice").can_run():
+        raise _runtime("problem").Problem(
+            "this needs a GPU, and there is none here",
+            "run the same command where one is; docs/performance.md and `dskc tune SPEC --show` tell what was found",
+        )
+
+
+def launch_bench(output: Output, kind: str, flags: list[str]) -> None:
+    """Times kernels; the generated code lies apart while they run. kind: "model", or "rows" of it beside the others."""
+    with tempfile.TemporaryDirectory() as apart:
+        own = Output(output.model, Path(apart) / output.model, output.files)
+        write(own)
+        _runtime("bench.run").main([f"--{kind}={own.folder}", *flags])
+
+
+def launch_tune(
+    output: Output,
+    settings: tuple[str, ...],
+    optimizer: str,
+    batch: int | None,
+    length: int | None,
+    record: Path | None,
+) -> None:
+    """Tunes a model's kernels. With settings, its code and what is chosen stay out of generated/."""
+    tune = _runtime("bench.tune")
+    with tempfile.TemporaryDirectory() as apart:
+        if settings:
+            output = Output(output.model, Path(apart) / output.model, output.files)
+        write(output)
+        tune.run(output.folder, None if settings else output.folder / tune.FILE, optimizer, batch, length, record)
+
+
+def show_tuned(output: Output, record: Path | None) -> None:
+    """Prints what was chosen for a model on each GPU, as it stands beside its generated code."""
+    tune = _runtime("bench.tune")
+    tune.show(output.folder / tune.FILE, record)
+
+
 def launch_import(
     graph: Graph,
     output: Output,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from .. import reference
 from ..kernels.attention.kernel import AttentionKernel
 from ..kernels.attention.masks import draw, hashed
 from ..kernels.language import tl, triton
-from .case import OURS, Case, Run
+from ..reference.mask import Causal, Everything
+from .case import OURS, Case, Run, gradients, later
+from .flex import flex
+from .model import Trained
+from .workload import Workload
 
 WINDOW = 1024
 DOCUMENT = 1024  # positions of each document
@@ -143,10 +148,45 @@ SHAPES = (
 )
 
 
-def cases() -> Iterator[Case]:
-    for shape in SHAPES:
+def cases(asked: Workload | None = None) -> Iterator[Case]:
+    """Forward and backward of the published shapes, or of a model's own attention."""
+    for shape in SHAPES if asked is None else _shapes_of(asked):
         yield Case("attention forward", str(shape), shape.flops, shape.bytes, partial(_build, shape, False))
         yield Case("attention backward", str(shape), 2.5 * shape.flops, 2 * shape.bytes, partial(_build, shape, True))
+
+
+def _shapes_of(asked: Workload) -> Iterator[Shape]:
+    kernels = Trained.load(Path(asked.folder)).kernels
+    for call in asked.calls:
+        if not call.is_attention or len(call.tensors[0].shape) != 4:
+            continue
+        kernel: AttentionKernel = getattr(kernels, call.kernel)
+        q, k, v = (tensor.shape for tensor in call.tensors[:3])
+        documents = "documents_BT" in call.named
+        yield Shape(
+            call.kernel, q[0], q[1], q[2], k[2], q[3], v[3], _seen(kernel, q[1], documents), partial(_self, kernel),
+            documents=documents, sinks="sinks_H" in call.named, softcap=kernel.softcap,
+        )  # fmt: skip
+
+
+def _self(kernel: AttentionKernel) -> AttentionKernel:
+    return kernel
+
+
+def _seen(kernel: AttentionKernel, length: int, documents: bool) -> float:
+    """Keys that a query sees on average: of every query, or of some where there are too many to look at."""
+    ids = _documents_of(1, length, torch.device("cpu")) if documents else None
+    mask = kernel.mask(ids)
+    if length <= 4096 or documents:
+        return float(mask.allowed(length, length, torch.device("cpu")).float().mean() * length)
+    last = mask.allowed(1, length, torch.device("cpu")).sum()
+    behind = [mask.allowed(1, length * i // 32, torch.device("cpu")).sum() for i in range(1, 33)]
+    return float(last if type(mask) is Everything else sum(behind) / len(behind))
+
+
+def _documents_of(batch: int, length: int, device: torch.device) -> Tensor:
+    ids = torch.arange(length, device=device).div(DOCUMENT, rounding_mode="floor")
+    return ids.expand(batch, -1).contiguous()
 
 
 def _build(shape: Shape, backward: bool) -> Mapping[str, Run]:
@@ -156,84 +196,26 @@ def _build(shape: Shape, backward: bool) -> Mapping[str, Run]:
 
     q, k = random(shape.heads, shape.width), random(shape.groups, shape.width)
     v, grad = random(shape.groups, shape.value_width), random(shape.heads, shape.value_width).detach()
-    ids = None
-    if shape.documents:
-        ids = torch.arange(shape.length, device="cuda").div(DOCUMENT, rounding_mode="floor")
-        ids = ids.expand(shape.batch, -1).contiguous()
+    ids = _documents_of(shape.batch, shape.length, q.device) if shape.documents else None
     sinks = torch.randn(shape.heads, device="cuda") if shape.sinks else None
     kernel = shape.kernel()
+    mask = kernel.mask(ids).simplified(shape.length)
     forward: dict[str, Run] = {OURS: lambda: kernel(q, k, v, ids, sinks)}
     mirrored = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    if isinstance(kernel.mask(ids), type(reference.causal)) and shape.softcap is None and sinks is None:
-        forward["torch cudnn"] = partial(_sdpa, "CUDNN_ATTENTION", *mirrored)
-        forward["torch flash"] = partial(_sdpa, "FLASH_ATTENTION", *mirrored)
-    forward["torch flex"] = _flex(shape, mirrored, ids, sinks)
+    if isinstance(mask, Causal | Everything) and shape.softcap is None and sinks is None:
+        forward["torch cudnn"] = partial(_sdpa, "CUDNN_ATTENTION", isinstance(mask, Causal), *mirrored)
+        forward["torch flash"] = partial(_sdpa, "FLASH_ATTENTION", isinstance(mask, Causal), *mirrored)
+    forward["torch flex"] = later(lambda: flex(*mirrored, mask, shape.softcap, sinks))
     if not backward:
         return forward
-    return {name: _gradients(run, (q, k, v), grad, name == OURS) for name, run in forward.items()}
+    turned = grad.transpose(1, 2)
+    return {name: gradients(run, (q, k, v), grad if name == OURS else turned) for name, run in forward.items()}
 
 
-def _gradients(run: Run, into: tuple[Tensor, ...], grad_BSHV: Tensor, ours: bool) -> Run:
-    """Backward alone; forward runs when first asked, so that one that cannot is missed alone."""
-    made: list[Tensor] = []
-
-    def backward() -> object:
-        if not made:
-            o = run()
-            assert isinstance(o, Tensor)
-            made.append(o)
-        grad = grad_BSHV if ours else grad_BSHV.transpose(1, 2)
-        return torch.autograd.grad(made[0], into, grad, retain_graph=True)
-
-    return backward
-
-
-def _sdpa(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _sdpa(backend: str, causal: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(getattr(SDPBackend, backend)):
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
         )
-
-
-def _flex(shape: Shape, tensors: tuple[Tensor, Tensor, Tensor], ids: Tensor | None, sinks: Tensor | None) -> Run:
-    q, k, v = tensors
-    import torch._functorch.config
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    torch._functorch.config.donated_buffer = False  # backward runs many times
-    dense = None
-    if "blocks" in shape.name:
-        rule = reference.blocks(size=BLOCK, window=3, global_=1, random=3, seed=0)
-        count = shape.length // BLOCK
-        dense = type(rule)(1, 3, 1, 3, 0).allowed(count, count, q.device)  # type: ignore[call-arg]
-
-    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Any:
-        seen = i >= j
-        if "window" in shape.name:
-            seen = seen & (i - j < WINDOW)
-        if ids is not None:
-            seen = seen & (ids[b, i] == ids[b, j])
-        if dense is not None:
-            seen = seen & dense[i // BLOCK, j // BLOCK]
-        return seen
-
-    def capped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        assert shape.softcap is not None
-        return shape.softcap * torch.tanh(score / shape.softcap)
-
-    batches = shape.batch if ids is not None else None
-    mask = create_block_mask(sees, batches, None, shape.length, shape.length, device="cuda", _compile=True)
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
-    options: dict[str, Any] = {"block_mask": mask, "enable_gqa": shape.heads != shape.groups}
-    options |= {"score_mod": capped} if shape.softcap is not None else {}
-    if sinks is None:
-        return lambda: compiled(q, k, v, **options)
-
-    def scaled() -> Tensor:
-        """What transformers does for gpt-oss: by how much the sinks take of the sum."""
-        o, lse = compiled(q, k, v, return_lse=True, **options)
-        return o * torch.sigmoid(lse - sinks[None, :, None]).unsqueeze(-1).to(o.dtype)
-
-    return scaled

@@ -5,7 +5,7 @@ The smaller caches fit into a GPU's own: their figures hold where that is emptie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -14,23 +14,28 @@ from torch import Tensor
 
 from ..kernels.decode.attention import decode_attention
 from ..kernels.decode.latent import latent_decode
-from .case import OURS, Case, Run
+from .case import OURS, Case, Run, later
+from .workload import Workload
 
 BATCHES, CONTEXTS = (1, 8, 64), (600, 4096, 32768)
 LATENT_BATCHES = (1, 8, 32)
 PAGE, E, C, R = 64, 128, 512, 64
 
 
-def cases() -> Iterator[Case]:
-    """Heads with keys of their own, heads in groups, and latents; bf16, every sequence as long as the context."""
+def cases(asked: Workload | None = None) -> Iterator[Case]:
+    """Heads with keys of their own, heads in groups, and latents; bf16, every sequence as long as the context.
+
+    Of a model its heads, at its length; what it keeps of latents is not told from its calls.
+    """
+    if asked is not None:
+        for heads, groups, width in dict.fromkeys(_read_heads(asked)):
+            for batch in (1, 8):
+                yield _of_heads(batch, asked.length, heads, groups, width)
+        return
     for heads, groups in ((32, 32), (32, 8)):
         for batch in BATCHES:
             for context in CONTEXTS:
-                yield Case(
-                    "decode attention", f"B{batch} T{context} H{heads}/{groups} E{E}",
-                    4.0 * batch * heads * context * E, 4.0 * batch * E * (context * groups + heads),
-                    partial(_heads, batch, context, heads, groups), "GB/s", "copy",
-                )  # fmt: skip
+                yield _of_heads(batch, context, heads, groups, E)
     for heads in (16, 128):
         for batch in LATENT_BATCHES:
             for context in CONTEXTS:
@@ -44,10 +49,26 @@ def cases() -> Iterator[Case]:
                 )  # fmt: skip
 
 
-def _heads(batch: int, context: int, heads: int, groups: int) -> Mapping[str, Run]:
-    q_BSHE = _random(batch, 1, heads, E)
-    pages_k, pages_v = (_random(batch * -(-context // PAGE), PAGE, groups, E) for _ in range(2))
-    k, v = (pages.view(batch, -1, groups, E)[:, :context] for pages in (pages_k, pages_v))  # the same memory
+def _read_heads(asked: Workload) -> Iterator[tuple[int, int, int]]:
+    """Heads, groups and width of each attention whose keys and values are equally wide."""
+    for call in asked.calls:
+        q, k, v = (t.shape for t in call.tensors[:3]) if call.is_attention else ((), (), ())
+        if len(q) == 4 and q[-1] == k[-1] == v[-1]:
+            yield q[2], k[2], q[3]
+
+
+def _of_heads(batch: int, context: int, heads: int, groups: int, width: int) -> Case:
+    return Case(
+        "decode attention", f"B{batch} T{context} H{heads}/{groups} E{width}",
+        4.0 * batch * heads * context * width, 4.0 * batch * width * (context * groups + heads),
+        partial(_heads, batch, context, heads, groups, width), "GB/s", "copy",
+    )  # fmt: skip
+
+
+def _heads(batch: int, context: int, heads: int, groups: int, width: int) -> Mapping[str, Run]:
+    q_BSHE = _random(batch, 1, heads, width)
+    pages_k, pages_v = (_random(batch * -(-context // PAGE), PAGE, groups, width) for _ in range(2))
+    k, v = (pages.view(batch, -1, groups, width)[:, :context] for pages in (pages_k, pages_v))  # the same memory
     lengths_B, table_BN = _lengths(batch, context), _table(batch, context)
 
     def sdpa(backend: str) -> Tensor:
@@ -57,12 +78,12 @@ def _heads(batch: int, context: int, heads: int, groups: int) -> Mapping[str, Ru
         with sdpa_kernel(getattr(SDPBackend, backend)):
             return F.scaled_dot_product_attention(q_BHSE, k_BGTE, v_BGTE, enable_gqa=heads != groups)
 
-    def flex() -> Tensor:
+    def flex() -> Run:
         from torch.nn.attention.flex_attention import flex_attention
 
-        compiled = torch.compile(flex_attention, dynamic=False)
-        q_BHSE, k_BGTE, v_BGTE = (x.transpose(1, 2) for x in (q_BSHE, k, v))
-        return compiled(q_BHSE, k_BGTE, v_BGTE, enable_gqa=heads != groups)
+        compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+        given = [x.transpose(1, 2) for x in (q_BSHE, k, v)]
+        return lambda: compiled(*given, enable_gqa=heads != groups)
 
     return {
         OURS: lambda: decode_attention(q_BSHE, k, v, lengths_B),
@@ -71,7 +92,7 @@ def _heads(batch: int, context: int, heads: int, groups: int) -> Mapping[str, Ru
         ),
         "torch flash": partial(sdpa, "FLASH_ATTENTION"),
         "torch cudnn": partial(sdpa, "CUDNN_ATTENTION"),
-        "torch flex": flex,
+        "torch flex": later(flex),
     }
 
 

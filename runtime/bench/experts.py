@@ -16,7 +16,8 @@ from ..kernels.experts.grouped_fp8 import grouped_linear_fp8, quantize_rows
 from ..kernels.experts.grouped_product import Product
 from ..kernels.experts.layer import down_product, experts
 from ..kernels.experts.sorting import Routing, sort_by_expert
-from .case import OURS, Case, Run
+from .case import OURS, Case, Run, gradients
+from .workload import Workload
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,15 @@ PRODUCTS = (Sizes(16384, 6, 64, 2048, 2816), Sizes(8192, 8, 32, 7168, 4096))
 LAYERS = {"Qwen3-30B-A3B": Sizes(16384, 8, 128, 2048, 768), "DeepSeek-V2-Lite": Sizes(16384, 6, 64, 2048, 1408)}
 
 
-def cases() -> Iterator[Case]:
+def cases(asked: Workload | None = None) -> Iterator[Case]:
     """Every benchmark of experts."""
-    for sizes in PRODUCTS:
+    products: Sequence[Sizes] = PRODUCTS
+    layers: Sequence[tuple[str, Sizes]] = list(LAYERS.items())
+    if asked is not None:
+        first = {count: (choices, width, inner) for count, choices, inner, width in reversed(asked.experts)}
+        products = [Sizes(asked.tokens, k, count, width, inner) for count, (k, width, inner) in first.items()]
+        layers = [(asked.model, sizes) for sizes in products]
+    for sizes in products:
         backward = 2 * sizes.moved(sizes.rows)
         yield Case("grouped forward", str(sizes), sizes.flops, sizes.moved(sizes.rows), _forward(sizes))
         yield Case("grouped backward", str(sizes), 2 * sizes.flops, backward, _backward(sizes))
@@ -61,7 +68,7 @@ def cases() -> Iterator[Case]:
         yield Case("grouped with scatter", str(sizes), sizes.flops, moved, _scatter(sizes))
         moved = sizes.moved(sizes.rows) / 2 + sizes.rows * sizes.inner
         yield Case("grouped fp8", str(sizes), sizes.flops, moved, _fp8(sizes), ceiling="fp8")
-    for name, sizes in LAYERS.items():
+    for name, sizes in layers:
         moved = 12.0 * sizes.experts * sizes.width * sizes.inner + 10.0 * sizes.tokens * sizes.width
         yield Case("experts", f"{name} {sizes}", 9 * sizes.flops, moved, _layer(sizes))
         yield Case("experts, none kept", f"{name} {sizes}", 9 * sizes.flops, moved, _layer(sizes, keep=False))
@@ -99,15 +106,12 @@ def _backward(sizes: Sizes) -> Callable[[], Mapping[str, Run]]:
         x = _bf16(sizes.rows, sizes.width, learns=True)
         weight = _bf16(sizes.experts, sizes.inner, sizes.width, scale=0.02, learns=True)
         offsets, grad = _routed(sizes).offsets_X, _bf16(sizes.rows, sizes.inner)
-        results = {
-            OURS: grouped_linear(x, weight, offsets),
-            "torch grouped_mm": F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets),
+        return {
+            OURS: gradients(lambda: grouped_linear(x, weight, offsets), (x, weight), grad),
+            "torch grouped_mm": gradients(
+                lambda: F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets), (x, weight), grad
+            ),
         }
-
-        def gradient(y: Tensor) -> Run:
-            return lambda: torch.autograd.grad(y, (x, weight), grad, retain_graph=True)
-
-        return {name: gradient(y) for name, y in results.items()}
 
     return build
 

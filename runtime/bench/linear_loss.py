@@ -11,35 +11,32 @@ from torch import Tensor
 
 from ..kernels.loss.linear_loss import linear_losses, mean_linear_loss
 from .case import OURS, Case, Run
+from .workload import Workload
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x [N, D], weight [V, D] and targets [N], a scalar
+Shape = tuple[int, int, int]  # N, D and V
 SHAPES = ((8192, 4096, 102400), (4096, 4096, 102400), (8192, 2048, 151936), (16384, 4096, 32000))
 
 
-def cases() -> Iterator[Case]:
+def cases(asked: Workload | None = None) -> Iterator[Case]:
     """The mean loss with its gradients, that of rows with gradients, and losses alone."""
-    for rows, width, vocabulary in SHAPES:
+    shapes: tuple[Shape, ...] = SHAPES
+    if asked is not None:
+        shapes = ((asked.tokens, asked.hidden, asked.vocabulary),) if asked.hidden is not None else ()
+    for rows, width, vocabulary in shapes:
         shape = f"N{rows} D{width} V{vocabulary} bf16"
         flops, moved = 2.0 * rows * width * vocabulary, 2.0 * width * (rows + vocabulary)
         build = partial(_trained, rows, width, vocabulary)
         yield Case("linear + cross entropy, forward and backward", shape, 3 * flops, 2 * moved, build)
-    rows, width, vocabulary = SHAPES[0]
+    if not shapes:
+        return
+    rows, width, vocabulary = shapes[0]
     shape = f"N{rows} D{width} V{vocabulary} bf16"
     flops, moved = 2.0 * rows * width * vocabulary, 2.0 * width * (rows + vocabulary)
     build = partial(_rows_trained, rows, width, vocabulary)
     yield Case("linear + cross entropy of rows, forward and backward", shape, 3 * flops, 2 * moved, build)
     build = partial(_evaluated, rows, width, vocabulary)
     yield Case("linear + cross entropy of rows, forward", shape, flops, moved, build)
-
-
-def memory_beside(step: Run) -> float:
-    """GiB at the peak of a second step beyond what is there before it, which are the gradients of the first too."""
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def _trained(rows: int, width: int, vocabulary: int) -> Mapping[str, Run]:
@@ -62,7 +59,7 @@ def _steps(rows: int, width: int, vocabulary: int, ours: Loss, reduction: str) -
     held = partial(_held, reduction=reduction)
     runs: dict[str, Run] = {OURS: partial(step, ours)}
     for name, loss in {"torch.compile": torch.compile(held), "liger": _liger(reduction)}.items():
-        runs[_with_memory(name, partial(step, loss))] = partial(step, loss)
+        runs[name] = partial(step, loss)
     return runs
 
 
@@ -90,10 +87,3 @@ def _liger(reduction: str) -> Loss:
         return made
 
     return loss
-
-
-def _with_memory(name: str, step: Run) -> str:
-    try:
-        return f"{name} +{memory_beside(step):.2f} GiB"
-    except Exception:  # a peer that is not there says so when it is run
-        return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -11,33 +11,31 @@ import torch.nn.functional as F_
 from torch import Tensor
 
 from ..kernels.timing import Recorded
-from ..kernels.tuning import tuning
 from ..reference.quantized import Weight
-from .case import OURS, Case, Run
+from .case import OURS, Case, Run, later
+from .workload import Workload
 
 T = TypeVar("T")
 MATRICES = ((4096, 4096), (22016, 4096), (4096, 11008), (102400, 4096))
+SMALLEST, MOST = 1 << 20, 6  # of a model the largest weights: so many elements, and how many
 PAST_CACHE = 300e6  # bytes of weights to take turns with
 ROWS, COLUMNS, TARGETS = 8192, 4096, 11008
 
 
-def cases() -> Iterator[Case]:
-    """A row of x times each weight of a list in one CUDA graph: `bytes` and `flops` are those of the whole list."""
+def cases(asked: Workload | None = None) -> Iterator[Case]:
+    """Products with vectors, of int8 and of fp8: of a model those with its weights, one vector at a time."""
+    matrices: Sequence[tuple[int, int]] = MATRICES
+    if asked is not None:
+        matrices = [m for m in sorted(asked.linears, key=lambda m: m[0] * m[1]) if m[0] * m[1] >= SMALLEST][-MOST:]
     for form, bits in (("bf16", 16.0), ("int8", 8.0), ("int4 g128", 4.0 + 24 / 128)):
-        for F, D in MATRICES:
-            copies = int(PAST_CACHE // (F * D * bits / 8)) + 1
-            yield Case(
-                f"matrix-vector {form}", f"N1 {F}x{D}, {copies} copies", 2.0 * F * D * copies,
-                F * D * bits / 8 * copies, partial(_matvec, form, 1, F, D, copies), "GB/s", "copy",
-            )  # fmt: skip
+        for F, D in matrices:
+            if D % 128 == 0 or form == "bf16":
+                yield _vectors(form, bits, 1, F, D)
+    if asked is not None:
+        return
     for N in (4, 16):
         for form, bits in (("bf16", 16.0), ("int8", 8.0), ("int4 g128", 4.0 + 24 / 128)):
-            F, D = MATRICES[1]
-            copies = int(PAST_CACHE // (F * D * bits / 8)) + 1
-            yield Case(
-                f"matrix-vector {form}", f"N{N} {F}x{D}, {copies} copies", 2.0 * N * F * D * copies,
-                F * D * bits / 8 * copies, partial(_matvec, form, N, F, D, copies), "GB/s", "copy",
-            )  # fmt: skip
+            yield _vectors(form, bits, N, *MATRICES[1])
     flops = 2.0 * ROWS * COLUMNS * TARGETS
     moved = float(ROWS * COLUMNS + TARGETS * COLUMNS + 2 * ROWS * TARGETS)
     shape = f"{ROWS}x{COLUMNS}x{TARGETS}"
@@ -52,16 +50,23 @@ def cases() -> Iterator[Case]:
     yield Case("rows to fp8", f"{ROWS}x{TARGETS}", 4.0 * ROWS * TARGETS, 3.0 * ROWS * TARGETS, _rows, "GB/s", "copy")
 
 
-def _graph(each: Callable[[T], object], weights: list[T]) -> Run:
-    """Every weight in turn, as one CUDA graph, by ways that are tuned at the first."""
+def _vectors(form: str, bits: float, N: int, F: int, D: int) -> Case:
+    """N rows of x times each weight of a list in one CUDA graph: `bytes` and `flops` are those of the whole list."""
+    copies = int(PAST_CACHE // (F * D * bits / 8)) + 1
+    return Case(
+        f"matrix-vector {form}", f"N{N} {F}x{D}, {copies} copies", 2.0 * N * F * D * copies,
+        F * D * bits / 8 * copies, partial(_matvec, form, N, F, D, copies), "GB/s", "copy",
+    )  # fmt: skip
+
+
+def _recorded(each: Callable[[T], object], weights: list[T]) -> Run:
+    """Every weight in turn, as one CUDA graph, recorded behind a run in which ways are tuned."""
 
     def all_of_them() -> None:
         with torch.no_grad():
             for weight in weights:
                 each(weight)
 
-    with tuning(lambda timing: None), torch.no_grad():
-        each(weights[0])
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -71,6 +76,10 @@ def _graph(each: Callable[[T], object], weights: list[T]) -> Run:
     with torch.cuda.graph(graph):
         all_of_them()
     return Recorded(graph, all_of_them)
+
+
+def _graph(each: Callable[[T], object], weights: list[T]) -> Run:
+    return later(lambda: _recorded(each, weights))
 
 
 def _matvec(form: str, N: int, F: int, D: int, copies: int) -> Mapping[str, Run]:

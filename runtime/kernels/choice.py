@@ -21,7 +21,7 @@ def choose_kernels(choice: str) -> None:
     """
     global _choice
     assert choice in CHOICES, choice
-    if choice == "triton" and not (torch.cuda.is_available() or interpreted()):
+    if choice == "triton" and not can_run():
         raise Problem(
             "Triton kernels need a GPU, and there is none here",
             "use --kernels reference, or set TRITON_INTERPRET=1 to interpret them on the CPU, which is slow",
@@ -47,6 +47,11 @@ def kernels_in_use(device: torch.device) -> bool:
     if device.type == "cuda":
         return True
     return device.type in ("cpu", "meta") and interpreted()
+
+
+def can_run() -> bool:
+    """Whether kernels can run on this machine."""
+    return torch.cuda.is_available() or interpreted()
 
 
 def interpreted() -> bool:

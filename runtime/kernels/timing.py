@@ -1,14 +1,20 @@
-"""How long something takes on the GPU: replayed as a CUDA graph, so that what launching it takes does not count."""
+"""How long something takes on the GPU: launched while the GPU is kept waiting, so that launching does not count.
+
+Nothing is recorded as a CUDA graph: what fails while it is recorded leaves torch's generator and its memory in a state
+in which all that follows fails too.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
 FLUSHED = 256 << 20  # bytes written before each run, five times the cache
+CLOCK = 2e9  # cycles a second that a GPU has at most, so that it never waits too short
+LONGEST_WAIT = 0.02  # seconds: what takes longer to launch waits for the GPU itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,41 +35,36 @@ class Recorded:
 def gpu_times(run: Callable[[], object], fewest: int, most: int, seconds: float) -> list[float]:
     """Milliseconds of each of `fewest` to `most` runs, the cache emptied before each, until `seconds` are spent.
 
-    What is recorded already is replayed, and what cannot be captured is run as it is. Raises what `run` raises.
+    The GPU waits until all of a run is launched. On a machine without one it is the clock's time. Raises what `run`
+    raises.
     """
+    run()
+    if not torch.cuda.is_available():
+        return _clocked(run, fewest, most, seconds)
     torch.cuda.synchronize()
-    with torch.cuda.stream(timing_stream()):
-        for _ in range(2):
-            run()
+    began = time.perf_counter()
+    run()
+    launching = min(time.perf_counter() - began, LONGEST_WAIT)
     torch.cuda.synchronize()
-    replay = _captured(run)
+    waits = int(CLOCK * (1.5 * launching + 3e-5))
     flush = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
     times: list[float] = []
     while len(times) < fewest or (len(times) < most and sum(times) < seconds * 1e3):
-        flush.zero_()
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        torch.cuda._sleep(waits)  # type: ignore[no-untyped-call]
         before.record()
-        replay()
+        run()
         after.record()
         after.synchronize()
         times.append(before.elapsed_time(after))
     return times
 
 
-def _captured(run: Callable[[], object]) -> Callable[[], object]:
-    if isinstance(run, Recorded):
-        return run
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, stream=timing_stream(), capture_error_mode="thread_local"):
-            run()
-    except Exception:  # it waits for the GPU
-        torch.cuda.synchronize()
-        return run
-    return Recorded(graph, run)
-
-
-@cache
-def timing_stream() -> torch.cuda.Stream:
-    """The one stream that is captured: what backward runs on is where forward ran."""
-    return torch.cuda.Stream()
+def _clocked(run: Callable[[], object], fewest: int, most: int, seconds: float) -> list[float]:
+    times: list[float] = []
+    while len(times) < fewest or (len(times) < most and sum(times) < seconds * 1e3):
+        began = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - began) * 1e3)
+    return times

@@ -13,7 +13,7 @@ import os
 import re
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -90,6 +90,7 @@ class _State:
     failed: set[tuple[str, Key, str]] = field(default_factory=set)
     listener: Callable[[Timing], None] | None = None  # while tuning
     measured: set[tuple[str, Key]] = field(default_factory=set)  # by this `tuning()`
+    timed: bool = True  # else ways are only run once, so that they are compiled
 
 
 _state = _State()
@@ -136,17 +137,43 @@ def chosen(operation: str, key: Key, ways: Sequence[Way]) -> Way:
 @contextmanager
 def tuning(listener: Callable[[Timing], None]) -> Iterator[None]:
     """Times every way of each operation called within, once for each key; each timing goes to `listener`."""
+    with _trying(listener, timed=True):
+        yield
+
+
+@contextmanager
+def compiling(listener: Callable[[Timing], None]) -> Iterator[None]:
+    """Runs every way of each operation called within, once for each key, so that Triton keeps what it compiled.
+
+    Nothing is timed or chosen: several processes may do it at once, before one of them is `tuning`.
+    """
+    with _trying(listener, timed=False):
+        yield
+
+
+@contextmanager
+def _trying(listener: Callable[[Timing], None], timed: bool) -> Iterator[None]:
     assert _state.listener is None, "already tuning"
-    _state.listener, _state.measured = listener, set()
+    _state.listener, _state.measured, _state.timed = listener, set(), timed
     try:
         yield
     finally:
-        _state.listener = None
+        _state.listener, _state.timed = None, True
 
 
 def measuring() -> bool:
     """Whether ways are timed now: what writes over what it reads must then be tried on something else first."""
     return _state.listener is not None
+
+
+def known() -> dict[str, dict[str, str]]:
+    """The way of each operation by its key's text, as kept for this GPU and recorded for its kind; none without one."""
+    return {operation: dict(ways) for operation, ways in _known().items()}
+
+
+def record(path: Path, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Adds ways, by operation and key's text, to a file such as those in `recorded/`, whole or not at all."""
+    _write(path, found)
 
 
 def choices() -> dict[tuple[str, Key], str]:
@@ -171,17 +198,34 @@ def _measure(
     timings: list[Timing] = []
     for way in ways:
         try:
-            timing = Timing(operation, key, way.name, _milliseconds(partial(run, way)))
+            timing = Timing(operation, key, way.name, _milliseconds(partial(run, way)) if _state.timed else None)
+            if not _state.timed:
+                run(way)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             timing = Timing(operation, key, way.name, None, f"{type(error).__name__}: {reason}")
             _state.failed.add((operation, key, way.name))
+            _require_sound(timing)
         timings.append(timing)
         listener(timing)
     ran = [(t.median, t.way) for t in timings if t.median is not None]
     if ran:
         _state.chosen[operation, key] = min(ran)[1]
         _keep(operation, key, min(ran)[1])
+
+
+def _require_sound(timing: Timing) -> None:
+    """Raises Problem where a way left the GPU unusable for this process, so that no other is blamed for it."""
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        raise Problem(
+            f"{timing.operation} by `{timing.way}` broke this process's access to the GPU: {timing.reason}",
+            "start again: what was chosen before is kept; please report the operation with its shape: "
+            + key_text(timing.key),
+        ) from None
 
 
 def _captured() -> bool:
@@ -210,7 +254,7 @@ def _unfit(error: Exception) -> bool:
 
 
 def _in_order(operation: str, key: Key, ways: Sequence[Way]) -> list[Way]:
-    best = _state.chosen.get((operation, key)) or _known().get(operation, {}).get(_text(key))
+    best = _state.chosen.get((operation, key)) or _known().get(operation, {}).get(key_text(key))
     able = [way for way in ways if (operation, key, way.name) not in _state.failed]
     return sorted(able, key=lambda way: way.name != best)
 
@@ -221,7 +265,7 @@ def _known() -> dict[str, dict[str, str]]:
     if not torch.cuda.is_available():
         return {}
     known: dict[str, dict[str, str]] = {}
-    for path in (RECORDED / f"{_gpu()}.json", _place()):
+    for path in (RECORDED / f"{gpu_name()}.json", _place()):
         for operation, found in _read(path).items():
             known.setdefault(operation, {}).update(found)
     return known
@@ -240,22 +284,28 @@ def _keep(operation: str, key: Key, way: str) -> None:
     """Writes one choice to the file of this GPU, whole or not at all."""
     if not torch.cuda.is_available():
         return
-    path = _place()
-    kept = _read(path)
-    kept.setdefault(operation, {})[_text(key)] = way
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(kept, file, indent=1, sort_keys=True)
-    os.replace(partial, path)
+    _write(_place(), {operation: {key_text(key): way}})
     _known.cache_clear()
 
 
-def _text(key: Key) -> str:
+def _write(path: Path, found: Mapping[str, Mapping[str, str]]) -> None:
+    kept = _read(path)
+    for operation, ways in found.items():
+        kept.setdefault(operation, {}).update(ways)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, path)
+
+
+def key_text(key: Key) -> str:
+    """A key as files and tables have it."""
     return " ".join(map(str, key))
 
 
-def _gpu() -> str:
+def gpu_name() -> str:
+    """The GPU as files are called."""
     return re.sub(r"\W+", "_", torch.cuda.get_device_name())
 
 
@@ -264,7 +314,7 @@ def _place() -> Path:
     asked = os.environ.get("DSKC_CACHE")
     base = Path(asked) if asked else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dskc"
     versions = "-".join(f"{name}{_version(name)}" for name in ("torch", "triton", "dskc"))
-    return base / f"tuning-{_gpu()}-{versions}.json"
+    return base / f"tuning-{gpu_name()}-{versions}.json"
 
 
 def _version(package: str) -> str:

@@ -1,5 +1,5 @@
 """Attention with a spec's own mask, forward and backward."""
 
-from .kernel.kernel import AttentionKernel
+from .kernel import AttentionKernel
 
 __all__ = ["AttentionKernel"]

@@ -22,6 +22,7 @@ from .tensor_table import PIECE, Table, kept, offsets, piece_of, pointer_to, str
 
 TILES = (tile(4, 1, BLOCK=2048), tile(4, 1, BLOCK=1024), tile(8, 1, BLOCK=4096), tile(8, 1, BLOCK=2048))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GRADS = 1  # where gradients are among the kinds of tensors of a step
 TRIED = 1 << 24  # elements that tiles are timed on, as a step must not be done twice
 
 Rounding = Literal["nearest", "stochastic"]
@@ -69,7 +70,7 @@ def adamw_step(
         lr / (1.0 - first**step), (1.0 - second**step) ** -0.5,
     )  # fmt: skip
     kinds = _kinds("adamw_step", parameters, grads, [means, squares], masters)
-    draws = Draws(rounding, _mixed(seed, step), numbers)
+    draws = Draws(rounding, mixed_seed(seed, step), numbers)
     _step("adamw", adamw_kernel, kinds, masters is not None, scalars, decay, factor, draws)
 
 
@@ -92,7 +93,7 @@ def lion_step(
     first, second = betas
     scalars = (float(lr), float(first), 1.0 - first, float(second), 1.0 - second)
     kinds = _kinds("lion_step", parameters, grads, [means], masters)
-    draws = Draws(rounding, _mixed(seed, step), numbers)
+    draws = Draws(rounding, mixed_seed(seed, step), numbers)
     _step("lion", lion_kernel, kinds, masters is not None, scalars, decay, factor, draws)
 
 
@@ -327,6 +328,10 @@ def _step(
             (tried,) = tables(trial)
             run_best(f"{name}_step", key, TILES, partial(launch, tried, decays_T, numbers_T))
         launch(table, decays_T, numbers_T, chosen(f"{name}_step", key, TILES))
+    # Autograd and whoever keeps something made of a parameter must see that it changed.
+    for i, kind in enumerate(kinds):
+        if i != GRADS:
+            torch.autograd.graph.increment_version(kind)
 
 
 def _key(table: Table) -> Key:
@@ -334,7 +339,7 @@ def _key(table: Table) -> Key:
     return (size, *(str(dtype).removeprefix("torch.") for dtype in table.dtypes), table.aligned)
 
 
-def _mixed(seed: int, step: int) -> int:
+def mixed_seed(seed: int, step: int) -> int:
     """31 bits of both: a step's draws have nothing to do with those of the next."""
     digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -354,7 +359,9 @@ def _kinds(
     if first and not kernels_in_use(first[0].device):
         raise KernelError(f"{name}: needs a GPU, and tensors are on {first[0].device}")
     if first and first[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        raise KernelError(f"{name}: cannot be captured in a CUDA graph, as it is told addresses and numbers by the host")
+        raise KernelError(
+            f"{name}: cannot be captured in a CUDA graph, as it is told addresses and numbers by the host"
+        )
     for kind, tensors in given.items():
         if len(tensors) != len(first):
             raise KernelError(f"{name}: there are {len(tensors)} {kind} for {len(first)}")

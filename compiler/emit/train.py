@@ -254,7 +254,11 @@ def _optimizer(record: Record) -> str:
     if record.name == "adamw":
         parts.append(f"eps={_float(record['eps'])}")
     parts += [f"decay={_float(record['decay'])}", "state_dtype=run.state_dtype", "rounding=run.rounding"]
-    return f"optim.{CLASSES[record.name]}(model, {', '.join(parts)})"
+    inside, inner = f"model, {', '.join(parts)}", " " * 8
+    whole = f"optim.{CLASSES[record.name]}({inside})"
+    if len(f"    optimizer = {whole}") <= WIDTH:
+        return whole
+    return f"optim.{CLASSES[record.name]}(\n{inner}{inside}\n    )"
 
 
 def _schedule(record: Record, optimizer: Record) -> str:

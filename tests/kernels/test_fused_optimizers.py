@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -21,9 +23,11 @@ from dskc.runtime.optim import rounding
 from dskc.runtime.optim.fused import Fused
 from dskc.runtime.problem import Problem
 from dskc.runtime.train import write_checkpoint
-from dskc.runtime.train.checkpoint import read_checkpoint
+from dskc.runtime.train.checkpoint import State, checkpoint_path, read_checkpoint
 
+from . import drawn_masks  # noqa: F401 (attention is interpreted too from here on)
 from .conftest import triton_interprets
+from .test_models import NANO, ROOT, compiled
 
 with triton_interprets():  # interpreted where there is no GPU, whatever else has imported them
     importlib.reload(tensor_table)
@@ -244,6 +248,41 @@ def test_a_checkpoint_of_one_goes_on_with_the_other(make: Make, first: bool, tmp
         gradients(each, 3)
         run.step(0.01)
     close(here, there)
+
+
+def trained(module: ModuleType, path: Path, mode: str, make: Make, steps: range) -> nn.Module:
+    """A nano model after some steps, which go on from the checkpoint of the step before, and are saved."""
+    torch.manual_seed(0)
+    given = module.Model().to(device)
+    given.layers = given.layers[:1]
+    tokens = torch.randint(0, 96, (2, 6), device=device)
+    cross_entropy = sys.modules[f"{module.__name__}.kernels"].cross_entropy
+    with use_kernels(mode):
+        options = {"eps": 1e-3} if make is optim.AdamW else {}
+        own = make(given, lr=1e-3, decay=0.1, **options)
+        assert isinstance(own.inner, Fused) == (mode == "triton")
+        optim.normal(0.1)(given, 0)
+        state: dict[str, State] = {"model": given.state_dict(), "optimizer": own.state_dict()}
+        if steps.start:
+            read_checkpoint(checkpoint_path(path, steps.start), state)
+        for _ in steps:
+            cross_entropy(given(tokens), tokens.roll(-1, 1)).mean().backward()
+            own.clip(0.2)
+            own.step(1e-3)
+        write_checkpoint(path, steps.stop, given.state_dict(), own.state_dict())
+    return given
+
+
+@pytest.mark.slow
+def test_a_nano_model_trains_as_without_kernels(tmp_path: Path) -> None:
+    settings = tuple(f"dims.{setting}" for setting in NANO["deepseek_nano"])
+    module = compiled(ROOT / "specs" / "deepseek_nano.dsk", tmp_path, settings)["deepseek_nano"]
+    kernels, reference = tmp_path / "triton", tmp_path / "reference"
+    exact = trained(module, reference, "reference", optim.AdamW, range(4))
+    halfway = [trained(module, path, path.name, optim.AdamW, range(2)) for path in (kernels, reference)]
+    close(*halfway)
+    close(trained(module, kernels, "reference", optim.AdamW, range(2, 4)), exact)
+    close(trained(module, reference, "triton", optim.AdamW, range(2, 4)), exact)
 
 
 # --- stochastic rounding

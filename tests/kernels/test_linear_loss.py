@@ -252,6 +252,17 @@ def test_small_probabilities_of_many_rows_are_not_lost_in_float16() -> None:
     assert (weight[2:].double() - wanted[2:]).norm() < 2e-2 * wanted[2:].norm()
 
 
+def test_many_rows_of_one_target_do_not_overflow_in_float16() -> None:
+    """The sum of their gradients does, of which the mean is wanted."""
+    rows = 1024
+    x = torch.full((rows, 16), 180.0, device=device, dtype=torch.float16)
+    tensors = (x, torch.zeros(4, 16, device=device, dtype=torch.float16), torch.zeros_like(x[0, :4]))
+    case = Given(tensors, torch.zeros(rows, device=device, dtype=torch.int64), torch.ones(rows, device=device))
+    for most in (1 << 20, 4096):  # one group of rows, and several
+        with most_bytes(most):
+            close(run(MEAN, case), exact(MEAN, case), 1e-3)
+
+
 @pytest.mark.parametrize("by", [1.0, -3.0, 0.0, 65536.0])
 def test_what_comes_from_above_multiplies_the_gradients(by: float) -> None:
     case = drawn(5, 20, 16, torch.float32, bias=True)
@@ -385,8 +396,12 @@ def test_what_cannot_be_taken_is_said() -> None:
             MEAN(*arguments)
     with pytest.raises(KernelError, match="smoothing"):
         MEAN(x, weight, target, smoothing=2.0)
-    with pytest.raises(KernelError, match="softcap"):
-        MEAN(x, weight, target, softcap=0.0)
+    for softcap in (0.0, float("nan"), float("inf")):
+        with pytest.raises(KernelError, match="softcap"):
+            MEAN(x, weight, target, softcap=softcap)
+    for wrong in ({"z": float("nan")}, {"scale": float("inf")}):
+        with pytest.raises(KernelError, match="must be finite"):
+            MEAN(x, weight, target, **wrong)
     with pytest.raises(KernelError, match="the bias is"):
         MEAN(x, weight, target, bias_V=x[0])
 
@@ -400,6 +415,25 @@ def test_torch_compile_sees_one_graph(function: Function) -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     ours, plain = run(compiled, case, 2.0, z=1e-3), run(function, case, 2.0, z=1e-3)
     assert torch.equal(ours[0], plain[0]) and all(map(torch.allclose, ours[1], plain[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("by", [1 / 3, 65536.0])
+def test_torch_compile_multiplies_by_what_comes_from_above_as_it_is(dtype: torch.dtype, by: float) -> None:
+    """Not rounded to the gradients' dtype, in which it may be infinite."""
+    case = drawn(8, 20, 16, dtype, bias=True)
+    compiled = torch.compile(MEAN, fullgraph=True, backend="aot_eager")
+    ours, plain = run(compiled, case, by), run(MEAN, case, by)
+    assert all(map(torch.equal, ours[1], plain[1])) and all(g.isfinite().all() for g in ours[1])
+
+
+def test_autocast_computes_in_the_dtype_of_x() -> None:
+    case = drawn(6, 20, 16, torch.float32)
+    for function in (MEAN, ROWS):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            ours = run(function, case)
+        plain = run(function, case)
+        assert torch.equal(ours[0], plain[0]) and all(map(torch.equal, ours[1], plain[1]))
 
 
 @pytest.mark.parametrize("bias", [False, True])

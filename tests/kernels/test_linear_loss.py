@@ -477,3 +477,44 @@ def test_memory_beside_the_gradients(rows: int) -> None:
     before = torch.cuda.memory_allocated()
     step()
     assert torch.cuda.max_memory_allocated() - before <= 0.2 * 2**30
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("function", [MEAN, ROWS])
+def test_tensors_on_another_gpu_than_the_current_one(function: Function) -> None:
+    case = drawn(40, 300, 64, torch.bfloat16)
+    tensors = tuple(None if t is None else t.to("cuda:1") for t in case.tensors)
+    there = Given(tensors, case.target_N.to("cuda:1"), case.upstream_N.to("cuda:1"))
+    (ours, grads), (theirs, wanted) = run(function, there), run(function, case)
+    assert torch.equal(ours.cpu(), theirs.cpu())
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(grads, wanted, strict=True))
+
+
+@pytest.mark.gpu
+@gpu
+def test_capture_in_a_graph() -> None:
+    """Nothing waits for the device, and a replay computes anew from what inputs then hold."""
+    case, other = drawn(40, 300, 64, torch.bfloat16), drawn(40, 300, 64, torch.bfloat16, seed=1)
+    x, weight = (t.detach().clone().requires_grad_() for t in case.tensors[:2] if t is not None)
+    target = case.target_N.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            x.grad = weight.grad = None
+            MEAN(x, weight, target).backward()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    x.grad = weight.grad = None
+    with torch.cuda.graph(graph):
+        loss = MEAN(x, weight, target)
+        loss.backward()
+    with torch.no_grad():
+        for mine, new in zip((x, weight), other.tensors[:2], strict=True):
+            assert new is not None
+            mine.copy_(new)
+    target.copy_(other.target_N)
+    graph.replay()
+    assert x.grad is not None and weight.grad is not None
+    close((loss.detach(), [x.grad, weight.grad]), exact(MEAN, other), TOLERANCE[torch.bfloat16])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..device import on_its_device
 from ..tuning import Tile, Way, run_best
 from .rows import (
     ALIGNED,
@@ -58,6 +59,7 @@ class Gradients:
         return [(gradient, by) for gradient, by in every if gradient is not None]
 
 
+@on_its_device
 def losses_of_rows(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
@@ -69,6 +71,7 @@ def losses_of_rows(
     return made[0], made[1]
 
 
+@on_its_device
 def gradients_of_mean(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, options: LossOptions, wanted: Wanted
 ) -> tuple[Tensor, Gradients, Over]:
@@ -197,6 +200,7 @@ class _Mean:
         return self.loss_N, Gradients(self.grad_ND, self.grad_VD, bias)
 
 
+@on_its_device
 def gradients_of_rows(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, lse_N: Tensor, factor_N: Tensor,
     options: LossOptions, wanted: Wanted,

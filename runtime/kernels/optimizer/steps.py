@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..choice import kernels_in_use
+from ..device import launching_on
 from ..language import tl, triton
 from ..row_kernel import KernelError
 from ..tuning import Key, Tile, Way, chosen, measuring, run_best, tile
@@ -105,8 +106,12 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     if not grads:
         return torch.zeros(())
     (given,) = _kinds("gradient_norm", grads, None, [], None)
-    found = tables([given])
-    device = given[0].device
+    with launching_on(given[0].device):
+        return _norm(given)
+
+
+def _norm(given: Sequence[Tensor]) -> Tensor:
+    found, device = tables([given]), given[0].device
     partial = torch.zeros(max(1, sum(table.programs for table in found)), dtype=torch.float64, device=device)
     norm = torch.empty((), device=device)
     for before, table in offsets(found):
@@ -319,15 +324,16 @@ def _step(
             *triton_dtypes(table.dtypes[: len(kinds) - mastered]), num_warps=way.warps,
         )  # fmt: skip
 
-    for table in tables(kinds):
-        decays_T = kept(tuple(decays[i] for i in table.members), torch.float32, device, stream)
-        numbers_T = kept(tuple(numbers[i] for i in table.members), torch.int32, device, stream)
-        key = (*_key(table), mastered, draws.rounding)
-        if measuring():
-            trial = [[torch.zeros(min(table.elements, TRIED), dtype=d, device=device)] for d in table.dtypes]
-            (tried,) = tables(trial)
-            run_best(f"{name}_step", key, TILES, partial(launch, tried, decays_T, numbers_T))
-        launch(table, decays_T, numbers_T, chosen(f"{name}_step", key, TILES))
+    with launching_on(device):
+        for table in tables(kinds):
+            decays_T = kept(tuple(decays[i] for i in table.members), torch.float32, device, stream)
+            numbers_T = kept(tuple(numbers[i] for i in table.members), torch.int32, device, stream)
+            key = (*_key(table), mastered, draws.rounding)
+            if measuring():
+                trial = [[torch.zeros(min(table.elements, TRIED), dtype=d, device=device)] for d in table.dtypes]
+                (tried,) = tables(trial)
+                run_best(f"{name}_step", key, TILES, partial(launch, tried, decays_T, numbers_T))
+            launch(table, decays_T, numbers_T, chosen(f"{name}_step", key, TILES))
     # Autograd and whoever keeps something made of a parameter must see that it changed.
     for i, kind in enumerate(kinds):
         if i != GRADS:

@@ -76,7 +76,9 @@ class Fused(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    found = Settings(group["lr"], group["betas"], group.get("eps", 0.0), self.count(parameter) + 1)
+                    found = Settings(
+                        float(group["lr"]), group["betas"], group.get("eps", 0.0), self.count(parameter) + 1
+                    )
                     alike.setdefault(found, []).append((parameter, parameter.grad, group["weight_decay"]))
         for settings, members in alike.items():
             parameters = [parameter for parameter, _, _ in members]

@@ -207,6 +207,15 @@ def test_whether_kernels_step_is_settled_with_the_states(make: Make) -> None:
 
 
 @both
+def test_rates_may_be_tensors(make: Make) -> None:
+    given, other = model(), model()
+    for each, rate in ((given, torch.tensor(0.1)), (other, float(torch.tensor(0.1)))):
+        gradients(each, 0)
+        with_kernels(make, each, lr=1.0).step(rate)  # type: ignore[arg-type]
+    close(given, other, 0.0)
+
+
+@both
 def test_sparse_gradients_are_refused(make: Make) -> None:
     given = model()
     own = with_kernels(make, given, lr=0.1)
@@ -299,8 +308,15 @@ def test_kernels_and_torch_draw_the_same(make: Make) -> None:
             gradients(each, step)
             torch.manual_seed(step)
             run.step(2.0**-9)
-    same = [a == b for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
-    assert float(torch.cat([s.flatten() for s in same]).float().mean()) > (0.97 if make is optim.AdamW else 0.9999)
+    for kind in pair[1].state_dict()["norm.weight"].keys() - {"step"}:
+        moments = ([state[kind].flatten() for state in run.state_dict().values()] for run in pair)
+        assert agreement(*map(torch.cat, moments)) > (0.97 if make is optim.AdamW else 0.9999), kind
+    values = (torch.cat([p.flatten() for p in each.parameters()]) for each in (ours, theirs))
+    assert agreement(*values) > (0.97 if make is optim.AdamW else 0.9999)
+
+
+def agreement(a: Tensor, b: Tensor) -> float:
+    return float((a == b).float().mean())
 
 
 @both

@@ -479,6 +479,34 @@ def test_memory_beside_the_gradients(rows: int) -> None:
     assert torch.cuda.max_memory_allocated() - before <= 0.2 * 2**30
 
 
+LARGE = pytest.param(8200, 262_160, 8192, marks=[pytest.mark.gpu, gpu])
+
+
+@pytest.mark.parametrize(("rows", "vocabulary", "width"), [(40, 66, 32), LARGE])
+def test_logits_whose_places_take_more_than_32_bits(rows: int, vocabulary: int, width: int) -> None:
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    torch.manual_seed(0)
+    x = torch.randn(rows, width, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, device=device, dtype=dtype).mul_(2 * width**-0.5).requires_grad_()
+    target = torch.randint(0, vocabulary, (rows,), device=device)
+    target[-8:] = vocabulary - 1
+    with most_bytes(8 * vocabulary * x.element_size() if device == "cpu" else loss_products.MOST_BYTES):
+        loss = MEAN(x, weight, target)
+        loss.backward()
+    assert x.grad is not None and weight.grad is not None
+    total, of_columns = 0.0, torch.zeros(16, width, device=device)
+    for of in torch.arange(rows, device=device).split(256):
+        logits = (x.detach()[of] @ weight.detach().T).float()
+        total += float(torch.nn.functional.cross_entropy(logits, target[of], reduction="sum"))
+        change = logits.softmax(-1)
+        change[torch.arange(len(of)), target[of]] -= 1.0
+        of_columns += change[:, -16:].T @ x.detach()[of].float() / rows
+        of_x = change.to(dtype) @ weight.detach() / rows
+        assert (x.grad[of] - of_x).norm() <= TOLERANCE[dtype] * of_x.norm()
+    assert abs(float(loss) - total / rows) <= 1e-3 * total / rows
+    assert (weight.grad[-16:].float() - of_columns).norm() <= TOLERANCE[dtype] * of_columns.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("function", [MEAN, ROWS])

@@ -48,14 +48,15 @@ def measure(layers: int, batch: int, kernels: str, compiled: bool) -> dict[str, 
     if compiled:
         for layer in model.layers:
             layer.compile()
-    optimizer = optim.AdamW(model, lr=1e-5, betas=(0.9, 0.95), eps=1e-8, decay=0.1, state_dtype=torch.bfloat16)
+    with use_kernels(kernels):
+        optimizer = optim.AdamW(model, lr=1e-5, betas=(0.9, 0.95), eps=1e-8, decay=0.1, state_dtype=torch.bfloat16)
     tokens = torch.randint(0, 102_400, (4, batch, LENGTH + 1), device="cuda")
 
     def step(i: int) -> torch.Tensor:
         given = tokens[i % 4]
         loss = next_token(model(given[:, :-1]), given[:, 1:], rows=cross_entropy)
         loss.backward()
-        optim.clip(model, 1.0)
+        optimizer.clip(1.0)
         optimizer.step(1e-5)
         return loss.detach()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 from .signature import Record
@@ -37,12 +37,33 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Dtypes by what they are for; None in a plan leaves the recipe's."""
+    """Dtypes by what they are for; None in a plan leaves the recipe's.
+
+    rounding: to bf16, by the optimizer: nearest or stochastic. None in a recipe is nearest.
+    """
 
     params: str | None = None
     compute: str | None = None
     reduce: str | None = None
     optimizer: str | None = None
+    rounding: str | None = None
+
+    def over(self, base: Precision) -> Precision:
+        """What is said here, and the rest as in another."""
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(base, **said)
+
+    def said(self) -> dict[str, str | None]:
+        """By name; rounding only where it is said."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.rounding is None:
+            del found["rounding"]
+        return found
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the optimizer writes anything in bf16."""
+        return "bf16" in (self.params, self.optimizer)
 
 
 @dataclass(frozen=True, slots=True)

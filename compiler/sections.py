@@ -86,6 +86,7 @@ MESH_AXES = {
 SHARDABLE = ("params", "optimizer", "gradients")  # what a plan may shard besides dims
 
 TRAINABLE = ("fp32", "bf16")  # fp16 needs loss scaling, which the trainer does not have yet
+ROUNDINGS = ("nearest", "stochastic")
 RECOMPUTE = ("auto", "none", "full")
 STORABLE = ("fp32", "bf16", "fp16", "fp8", "int8", "int4")  # what a server may keep weights in
 _PRECISION = (
@@ -93,6 +94,12 @@ _PRECISION = (
     _key("precision.compute", Kind.DTYPE, choices=TRAINABLE, doc="activations run in"),
     _key("precision.reduce", Kind.DTYPE, choices=TRAINABLE, doc="gradients are summed across ranks in"),
     _key("precision.optimizer", Kind.DTYPE, choices=TRAINABLE, doc="optimizer states are stored in"),
+    _key(
+        "precision.rounding",
+        Kind.SYMBOL,
+        choices=ROUNDINGS,
+        doc="how the optimizer rounds to bf16; stochastic: up as often as what is cut is large (arXiv:2010.06192)",
+    ),
 )
 
 TRAIN_KEYS = {

@@ -34,7 +34,7 @@ train tiny of small {{
   objective next_token(logits){balance}
   tokens    = 100K
   batch     {{ sequences = 4, S = 32{microbatch} }}
-  precision {{ params = {params}, compute = {compute}, optimizer = {params} }}
+  precision {{ params = {params}, compute = {compute}, optimizer = {params}{rounding} }}
   optimizer {optimizer}
   schedule  {schedule}
   save      {{ every = 2, keep = 2 }}
@@ -54,6 +54,7 @@ def one_thread():  # type: ignore[no-untyped-def]
 @st.composite
 def specs(draw: st.DrawFn) -> str:
     moe = draw(st.booleans())
+    params, rounding = draw(st.sampled_from([("fp32", ""), ("bf16", ""), ("bf16", ", rounding = stochastic")]))
     return MODEL.format(
         inner="moe" if moe else "swiglu",
         mask=draw(st.sampled_from(["causal", "causal & documents", "causal & window(8)"])),
@@ -61,7 +62,8 @@ def specs(draw: st.DrawFn) -> str:
         feed_forward="moe(rms_norm(x), count: X, inner: F, top: 2)" if moe else "swiglu(rms_norm(x), inner: F)",
         balance=" + 0.01 * balance" if moe else "",
         microbatch=draw(st.sampled_from(["", ", microbatch = 2"])),
-        params=draw(st.sampled_from(["fp32", "bf16"])),
+        params=params,
+        rounding=rounding,
         compute=draw(st.sampled_from(["fp32", "bf16"])),
         optimizer=draw(st.sampled_from(["adamw(lr: 1e-2, decay: 0.1, clip: 1.0)", "lion(lr: 1e-3, decay: 0.1)"])),
         schedule=draw(
@@ -111,12 +113,13 @@ def test_a_resumed_run_is_the_unbroken_one(text: str) -> None:
 def test_it_learns_and_samples(tmp_path: Path) -> None:
     text = MODEL.format(
         inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
-        microbatch="", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2, clip: 1.0)", schedule="cosine()",
+        microbatch="", params="fp32", rounding="", compute="fp32",
+        optimizer="adamw(lr: 1e-2, clip: 1.0)", schedule="cosine()",
     )  # fmt: skip
     small = compiled(text, tmp_path)
     run = tmp_path / "run"
     code = Path(__file__).resolve().parent.parent / "compiler"
-    train(small, "--data", str(code), "--steps", "150", "--save-every", "1000", "--out", str(run))
+    train(small, "--data", str(code), "--steps", "250", "--save-every", "1000", "--out", str(run))
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     assert result["held_out_loss"] < result["unigram_entropy"] - 0.3
     assert (run / "loss.png").stat().st_size > 1000
@@ -132,7 +135,8 @@ def test_a_model_without_a_recipe_says_which_one_it_trains_with(
 ) -> None:
     text = MODEL.format(
         inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
-        microbatch="", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2)", schedule="cosine()",
+        microbatch="", params="fp32", rounding="", compute="fp32",
+        optimizer="adamw(lr: 1e-2)", schedule="cosine()",
     ).split("\ntrain ")[0]  # fmt: skip
     small = compiled(text, tmp_path)
     recipe = small.trainer().RECIPE
@@ -149,7 +153,8 @@ def test_a_model_without_a_recipe_says_which_one_it_trains_with(
 def test_the_microbatch_of_a_recipe_reaches_its_trainer(tmp_path: Path) -> None:
     text = MODEL.format(
         inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
-        microbatch=", microbatch = 1", params="fp32", compute="fp32", optimizer="adamw(lr: 1e-2)", schedule="cosine()",
+        microbatch=", microbatch = 1", params="fp32", rounding="", compute="fp32",
+        optimizer="adamw(lr: 1e-2)", schedule="cosine()",
     )  # fmt: skip
     small = compiled(text, tmp_path)
     assert small.trainer().PLANS["default"].microbatch == 1

@@ -171,7 +171,7 @@ def _train(graph: Graph, train: TrainRecipe, ledger: Memory) -> TrainPart:
         tokens=train.tokens,
         sequences=train.sequences,
         length=train.length,
-        precision={f: getattr(train.precision, f) for f in ("params", "compute", "reduce", "optimizer")},
+        precision=train.precision.said(),
         optimizer=_record(train.optimizer),
         schedule=_record(train.schedule),
         init=_record(train.init),
@@ -204,7 +204,7 @@ def _plan(plan: PlanRecipe) -> PlanPart:
         microbatch=plan.microbatch,
         memory_limit=plan.memory_limit,
         recompute=plan.recompute,
-        precision={f: getattr(plan.precision, f) for f in ("params", "compute", "reduce", "optimizer")},
+        precision=plan.precision.said(),
     )
 
 

@@ -105,8 +105,7 @@ def _floats(values: object) -> str:
 
 
 def _precision(precision: Precision) -> str:
-    fields = ("params", "compute", "reduce", "optimizer")
-    spelled = (f'{name}="{getattr(precision, name)}"' for name in fields)
+    spelled = (f'{name}="{value}"' for name, value in precision.said().items())
     return f"Precision({', '.join(spelled)})"
 
 
@@ -212,12 +211,7 @@ def _plan(plan: PlanRecipe, recipe: TrainRecipe, ledger: Memory) -> list[tuple[s
     microbatch = plan.microbatch if plan.microbatch is not None else recipe.microbatch
     if microbatch is not None:
         fields.append(("microbatch", number(microbatch)))
-    merged = Precision(
-        *(
-            getattr(plan.precision, f) or getattr(recipe.precision, f)
-            for f in ("params", "compute", "reduce", "optimizer")
-        )
-    )
+    merged = plan.precision.over(recipe.precision)
     if merged != recipe.precision:
         fields.append(("precision", _precision(merged)))
     if plan.memory_limit is not None:
@@ -259,8 +253,12 @@ def _optimizer(record: Record) -> str:
     parts = [f"lr={_float(record['lr'])}", f"betas={spelled}"]
     if record.name == "adamw":
         parts.append(f"eps={_float(record['eps'])}")
-    parts += [f"decay={_float(record['decay'])}", "state_dtype=run.state_dtype"]
-    return f"optim.{CLASSES[record.name]}(model, {', '.join(parts)})"
+    parts += [f"decay={_float(record['decay'])}", "state_dtype=run.state_dtype", "rounding=run.rounding"]
+    inside, inner = f"model, {', '.join(parts)}", " " * 8
+    whole = f"optim.{CLASSES[record.name]}({inside})"
+    if len(f"    optimizer = {whole}") <= WIDTH:
+        return whole
+    return f"optim.{CLASSES[record.name]}(\n{inner}{inside}\n    )"
 
 
 def _schedule(record: Record, optimizer: Record) -> str:

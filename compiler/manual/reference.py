@@ -165,10 +165,8 @@ def _train_defaults() -> dict[str, str]:
         "init": recipe.init,
         "save.every": recipe.save_every,
         "save.keep": recipe.save_keep,
-        **{
-            f"precision.{name}": getattr(recipe.precision, name)
-            for name in ("params", "compute", "reduce", "optimizer")
-        },
+        **{f"precision.{name}": value for name, value in recipe.precision.said().items()},
+        "precision.rounding": sections.ROUNDINGS[0],
     }
     found = {key: f"`{value_text(value)}`" for key, value in values.items()}
     first, *losses = recipe.objective

@@ -40,6 +40,7 @@ DEFAULT_TOKENS = 20  # a parameter (arXiv:2203.15556, table 3: compute-optimal t
 DEFAULT_SEQUENCES = 32
 DEFAULT_LENGTH = 1024
 SEQUENCE = "S"  # the dim of the data that a recipe always has a size of
+STOCHASTIC = "stochastic"
 BALANCE_SPEED = 1e-3  # arXiv:2412.19437, section 4.2
 UNSAID_TOKENS = 100_000_000  # of a recipe that is written down, but says nothing of `tokens`
 
@@ -130,6 +131,8 @@ class _Reader:
         objective = self._objective(section, graph) if OBJECTIVE in section.settings else base.objective
         if objective is None:
             return None
+        precision = _precision(values, base.precision)
+        self._check_rounding(section, precision)
         return TrainRecipe(
             name=section.name,
             model=graph.name,
@@ -139,7 +142,7 @@ class _Reader:
             length=lengths.pop(SEQUENCE, base.length),
             lengths=tuple(lengths.items()),
             microbatch=_first_int(values, "batch.microbatch"),
-            precision=_precision(values, base.precision),
+            precision=precision,
             optimizer=_record(values, "optimizer") or base.optimizer,
             schedule=_record(values, "schedule") or base.schedule,
             init=_record(values, "init") or base.init,
@@ -172,6 +175,8 @@ class _Reader:
             recompute=str(values.get("memory.recompute") or "auto"),
             precision=_precision(values, Precision()),
         )
+        if train is not None and plan.precision.rounding is not None:
+            self._check_rounding(section, plan.precision.over(train.precision))
         check_plan(section, plan, graph, train, self.problems)
         return plan if train else None
 
@@ -296,6 +301,12 @@ class _Reader:
             title = f"`{graph.name}` has no `balance_bias` to move"
             self._report("DSK0170", title, said.key.span, "it stands in routers: `top_k(.., bias: balance_bias(X))`")
         return float(value)
+
+    def _check_rounding(self, section: SectionSource, precision: Precision) -> None:
+        if precision.rounding == STOCHASTIC and not precision.rounds:
+            title = "`stochastic` rounding has nothing to round: parameters and optimizer states are in fp32"
+            label = "it goes with `params = bf16` or `optimizer = bf16`, in the same `precision`"
+            self._report("DSK0170", title, section.settings["precision.rounding"].key.span, label)
 
     def _lengths(self, section: SectionSource, graph: Graph) -> dict[str, int]:
         """The sizes that a recipe gives to dims of the data, by name."""

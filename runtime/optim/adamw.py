@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from . import check
+from .fused import FusedAdamW, fits
 from .optimizer import Optimizer, groups, trainable
+from .rounding import MEAN, PARAMETER, SQUARE, Draw, assign, check_rounding, draw_seed, number_of
 
 
 class AdamW(Optimizer):
-    """AdamW with bias correction, through torch's own (fused where it can be: CUDA, and float32 on a CPU).
+    """AdamW with bias correction, by kernels where they run and take such tensors.
 
-    state_dtype: of the two moments; that of each parameter when None. Where it differs from the parameters' the
-    update is computed in float32 by a loop over parameters, with torch's formula.
+    Elsewhere through torch's own (fused where it can be: CUDA, and float32 on a CPU). state_dtype: of the two moments;
+    that of each parameter when None. Where it differs from the parameters' the update is computed in float32 by a loop
+    over parameters, with torch's formula. rounding: of bf16 parameters and moments; "stochastic" rounds up as often as
+    what is cut is large, drawn from torch's generator (one number a step), and is computed in float32 too.
     """
 
     def __init__(
@@ -24,6 +30,7 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         decay: float = 0.1,
         state_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
     ) -> None:
         check.rate(lr)
         check.coefficients(betas)
@@ -31,11 +38,17 @@ class AdamW(Optimizer):
         self.parameters = trainable(model)
         own = groups(self.parameters, decay)
         parameters = list(self.parameters.values())
-        if all(state_dtype in (None, parameter.dtype) for parameter in parameters):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        how = check_rounding(rounding)
+        if fits(parameters, state_dtype):
+            self.inner = FusedAdamW(own, defaults, self.parameters, how)
+        elif how == "nearest" and all(state_dtype in (None, parameter.dtype) for parameter in parameters):
             fused = all(_fusable(parameter) for parameter in parameters)
             self.inner = torch.optim.AdamW(own, lr=lr, betas=betas, eps=eps, fused=fused)
         else:
-            self.inner = _MixedAdamW(own, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+            self.inner = _MixedAdamW(own, defaults)
+            if how == "stochastic":
+                self.inner.numbers = {parameter: number_of(name) for name, parameter in self.parameters.items()}
         for parameter in parameters:
             dtype = state_dtype or parameter.dtype
             # torch keeps the step of a fused update where the parameter is, and of any other on the CPU.
@@ -52,36 +65,46 @@ def _fusable(parameter: Tensor) -> bool:
 
 
 class _MixedAdamW(torch.optim.Optimizer):
-    """AdamW for moments in another dtype than their parameters: read, updated in float32, and rounded back."""
+    """AdamW for moments in another dtype than their parameters: read, updated in float32, and rounded back.
+
+    numbers: of parameters, for the draws of stochastic rounding; rounded to the nearest without them.
+    """
+
+    numbers: Mapping[nn.Parameter, int] | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None, "closures are not supported"
+        seed = draw_seed() if self.numbers is not None else 0
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     betas, eps, lr, decay = (group[name] for name in ("betas", "eps", "lr", "weight_decay"))
-                    _update(parameter, parameter.grad.float(), self.state[parameter], lr, betas, eps, decay)
+                    state = self.state[parameter]
+                    state["step"] += 1
+                    step = int(state["step"])
+                    draw = Draw(seed, step, self.numbers[parameter]) if self.numbers is not None else None
+                    _update(parameter, parameter.grad.float(), state, step, lr, betas, eps, decay, draw)
 
 
 def _update(
     parameter: Tensor,
     grad: Tensor,
     state: dict[str, Tensor],
+    step: int,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     decay: float,
+    draw: Draw | None,
 ) -> None:
     first, second = betas
     mean, square = state["exp_avg"].float(), state["exp_avg_sq"].float()
     mean = mean.lerp(grad, 1 - first)
     square = square.mul(second).addcmul(grad, grad, value=1 - second)
-    state["step"] += 1
-    step = state["step"].item()
     root = square.sqrt().div_((1 - second**step) ** 0.5).add_(eps)
     value = parameter.float().mul(1 - lr * decay)
     value = value.addcdiv(mean, root, value=-lr / (1 - first**step))
-    parameter.copy_(value)
-    state["exp_avg"].copy_(mean)
-    state["exp_avg_sq"].copy_(square)
+    assign(parameter, value, PARAMETER, draw)
+    assign(state["exp_avg"], mean, MEAN, draw)
+    assign(state["exp_avg_sq"], square, SQUARE, draw)

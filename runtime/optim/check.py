@@ -21,6 +21,12 @@ def between(value: float, low: float, high: float, name: str) -> float:
     return value
 
 
+def most(value: float | None) -> None:
+    """What a norm is clipped to: more than 0, or None; else a Problem."""
+    if value is not None and not value > 0:
+        raise Problem(f"gradients are clipped to a norm of {value}: it must be more than 0")
+
+
 def coefficients(betas: tuple[float, float]) -> tuple[float, float]:
     """The two decay rates of an optimizer's moments, each in [0, 1), or a Problem."""
     first, second = betas

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from ..problem import Problem
+from . import check
 
 
 @torch.no_grad()
@@ -15,16 +18,19 @@ def clip(model: nn.Module, max_norm: float | None) -> Tensor:
     Returns the norm before scaling, a scalar in float32 at least. `None` only measures. Raises Problem when the norm
     is not finite, naming the first parameter whose gradient is not.
     """
-    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return clip_gradients({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, max_norm)
+
+
+def clip_gradients(grads: Mapping[str, Tensor], max_norm: float | None) -> Tensor:
+    """`clip` of gradients by the names of their parameters."""
     if not grads:
         return torch.zeros(())
     norms = torch.stack([torch.linalg.vector_norm(grad, dtype=_wide(grad)) for grad in grads.values()])
     norm = torch.linalg.vector_norm(norms)
     if not norm.isfinite():  # waits for the device, as reporting the norm would
-        raise _not_finite(grads)
+        raise not_finite(grads)
+    check.most(max_norm)
     if max_norm is not None:
-        if not max_norm > 0:
-            raise Problem(f"gradients are clipped to a norm of {max_norm}: it must be more than 0")
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in grads.values():
             grad.mul_(scale.to(grad.dtype))
@@ -35,7 +41,8 @@ def _wide(grad: Tensor) -> torch.dtype:
     return torch.promote_types(grad.dtype, torch.float32)
 
 
-def _not_finite(grads: dict[str, Tensor]) -> Problem:
+def not_finite(grads: Mapping[str, Tensor]) -> Problem:
+    """What is wrong with gradients whose norm is not finite."""
     for name, grad in grads.items():
         if not grad.isfinite().all():
             what = f"the gradient of {name} has {int((~grad.isfinite()).sum()):,} of {grad.numel():,} values not finite"

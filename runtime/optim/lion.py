@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from . import check
+from .fused import FusedLion, fits
 from .optimizer import Optimizer, groups, trainable
+from .rounding import MEAN, PARAMETER, Draw, assign, check_rounding, draw_seed, number_of
 
 
 class Lion(Optimizer):
     """Lion keeps one moment; its rate is usually 3 to 10 times smaller than AdamW's, its decay as much larger.
 
-    state_dtype: of the moment; that of each parameter when None.
+    By kernels where they run and take such tensors. state_dtype: of the moment; that of each parameter when None.
+    rounding: of bf16 parameters and moments, "stochastic" as `AdamW` has it.
     """
 
     def __init__(
@@ -22,26 +27,48 @@ class Lion(Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         decay: float = 0.1,
         state_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
     ) -> None:
         check.rate(lr)
         check.coefficients(betas)
         self.parameters = trainable(model)
-        self.inner = _Lion(groups(self.parameters, decay), {"lr": lr, "betas": betas, "weight_decay": 0.0})
+        own, defaults = groups(self.parameters, decay), {"lr": lr, "betas": betas, "weight_decay": 0.0}
+        how = check_rounding(rounding)
+        if fits(list(self.parameters.values()), state_dtype):
+            self.inner = FusedLion(own, defaults, self.parameters, how)
+        else:
+            self.inner = _Lion(own, defaults)
+            if how == "stochastic":
+                self.inner.numbers = {parameter: number_of(name) for name, parameter in self.parameters.items()}
         for parameter in self.parameters.values():
             moment = torch.zeros_like(parameter, dtype=state_dtype or parameter.dtype)
             self.inner.state[parameter] = {"exp_avg": moment}
 
 
 class _Lion(torch.optim.Optimizer):
+    """numbers: of parameters, for the draws of stochastic rounding; rounded to the nearest without them."""
+
+    numbers: Mapping[nn.Parameter, int] | None = None
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None, "closures are not supported"
+        seed = draw_seed() if self.numbers is not None else 0
         for group in self.param_groups:
             first, second = group["betas"]
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    moment = self.state[parameter]["exp_avg"]
-                    _update(parameter, parameter.grad, moment, group["lr"], group["weight_decay"], first, second)
+                if parameter.grad is None:
+                    continue
+                moment, lr, decay = self.state[parameter]["exp_avg"], group["lr"], group["weight_decay"]
+                if self.numbers is None:
+                    _update(parameter, parameter.grad, moment, lr, decay, first, second)
+                    continue
+                # Updated in float32, and rounded once.
+                value, mean = parameter.float(), moment.float()
+                _update(value, parameter.grad.float(), mean, lr, decay, first, second)
+                draw = Draw(seed, 1, self.numbers[parameter])
+                assign(parameter, value, PARAMETER, draw)
+                assign(moment, mean, MEAN, draw)
 
 
 def _update(

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from ..problem import Problem
 from . import check
+from .clip import clip_gradients, not_finite
+from .fused import Fused
 
 States = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
 
 
 class Optimizer:
-    """An optimizer over a torch one: `step(rate)` sets the rate, steps, and drops the gradients.
+    """An optimizer over a torch one, or over kernels where they run when it is made; their states are the same.
 
     Weight decay is for matrices (two axes or more): norms and biases have none. States exist from the beginning, so
     that memory is known before the first step and a checkpoint has somewhere to be read into.
@@ -22,14 +24,51 @@ class Optimizer:
 
     inner: torch.optim.Optimizer
     parameters: dict[str, nn.Parameter]
+    _norm: Tensor | None = None  # of the gradients that the next step clips
+
+    @torch.no_grad()
+    def clip(self, most: float | None) -> Tensor:
+        """The 2-norm of all gradients, which the next step scales so that it is at most `most` (None: does not).
+
+        As `clip` of this package, but where kernels step the gradients stay as they are: the step multiplies them as it
+        reads them, in fp32, and it is the step that raises Problem when the norm is not finite.
+        """
+        grads = self._gradients()
+        if not isinstance(self.inner, Fused) or not grads:
+            return clip_gradients(grads, most)
+        check.most(most)
+        self._norm = self.inner.measure(list(grads.values()), most)
+        return self._norm
 
     def step(self, rate: float) -> None:
-        """Update all parameters at this learning rate. Raises Problem when it is not finite or negative."""
+        """Update all parameters at this learning rate, and drop the gradients.
+
+        Raises Problem when the rate is not finite or negative, when a gradient is sparse, and when the norm that `clip`
+        measured is not finite: then no parameter and no state has changed, and the gradients are there.
+        """
         check.rate(rate)
+        self._gradients()
         for group in self.inner.param_groups:
             group["lr"] = rate
         self.inner.step()
+        self._look()
         self.inner.zero_grad(set_to_none=True)
+
+    def _look(self) -> None:
+        """Waits for the device, as reporting the norm would, when all its work is queued."""
+        norm, self._norm = self._norm, None
+        if isinstance(self.inner, Fused) and norm is not None:
+            self.inner.factor = None
+            if not norm.isfinite():
+                self.inner.take_back()
+                raise not_finite(self._gradients())
+
+    def _gradients(self) -> dict[str, Tensor]:
+        found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        for name, grad in found.items():
+            if grad.layout != torch.strided:
+                raise Problem(f"the gradient of {name} is sparse", "optimizers here take dense gradients only")
+        return found
 
     def state_dict(self) -> States:
         """The states themselves (not copies) by the names of their parameters."""

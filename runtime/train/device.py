@@ -14,7 +14,10 @@ from ..problem import Problem
 
 
 def find_device(name: str) -> torch.device:
-    """`auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`. Problem when it is not here."""
+    """`auto` (CUDA if there is any, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`. Problem when it is not here.
+
+    A GPU becomes torch's current one, on which Triton launches kernels.
+    """
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -27,7 +30,9 @@ def find_device(name: str) -> torch.device:
             raise Problem(f"--device {name}: torch sees no CUDA device here", "use --device cpu, or leave it out")
         if (device.index or 0) >= count:
             raise Problem(f"--device {name}: there are {count} CUDA devices, numbered from 0")
-        return torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        return torch.device("cuda", torch.cuda.current_device())
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise Problem(f"--device {name}: torch sees no Apple GPU here", "use --device cpu, or leave it out")
     if device.type not in ("cpu", "mps"):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..data.fields import Fields, Input, Task
+from ..optim.rounding import check_rounding
 from ..problem import Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -31,19 +32,25 @@ def name_of(dtype: torch.dtype) -> str:
 @dataclass(frozen=True)
 class Precision:
     """Dtypes by the spec's names: of parameters (and gradients), of the forward pass, of gradient sums between
-    devices, of the optimizer's moments."""
+    devices, of the optimizer's moments.
+
+    rounding: how the optimizer rounds to bf16, "nearest" or "stochastic".
+    """
 
     params: str = "fp32"
     compute: str = "bf16"
     reduce: str = "fp32"
     optimizer: str = "fp32"
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         for name in (self.params, self.compute, self.reduce, self.optimizer):
             dtype_of(name)
+        check_rounding(self.rounding)
 
     def __str__(self) -> str:
-        return f"{self.params} parameters, {self.compute} compute, {self.optimizer} optimizer"
+        rounded = "" if self.rounding == "nearest" else f", {self.rounding} rounding"
+        return f"{self.params} parameters, {self.compute} compute, {self.optimizer} optimizer{rounded}"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ ACCURACY = "accuracy"  # how names in the log begin that are no loss
 class Run:
     """A run in progress, in the order in which a trainer uses it: open, build, restore, steps, finish.
 
-    steps: optimizer steps in all. accumulation: forward passes in each. state_dtype: for the optimizer.
+    steps: optimizer steps in all. accumulation: forward passes in each. state_dtype, rounding: for the optimizer.
     """
 
     def __init__(self, opened: Opened, recipe: Recipe, ledger: Ledger, objective: Objective) -> None:
@@ -59,6 +59,7 @@ class Run:
         self.steps = self.facts.steps
         self.accumulation = recipe.sequences // self.facts.microbatch
         self.state_dtype = dtype_of(self.facts.precision.optimizer)
+        self.rounding = self.facts.precision.rounding
         self.done = opened.position.step if opened.position is not None else 0
         self._opened = opened
         self._digest = digest_of(self._data.sources)
@@ -119,7 +120,7 @@ class Run:
         with closing(self._log), self._stop.listening():
             for step in range(self.done, self.steps):
                 self._began = time.monotonic()
-                torch.manual_seed(_mix(self.facts.seed, step))  # dropout is a function of seed and step
+                torch.manual_seed(_mix(self.facts.seed, step))  # dropout and rounding are functions of seed and step
                 yield step
                 self._end_step(step + 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -240,6 +241,18 @@ train fast from slow of n {{
     slow, fast = found.recipes.trains["slow"], found.recipes.trains["fast"]
     assert (fast.model, fast.tokens, fast.sequences, fast.length) == ("n", 2_000_000, 4, 16)
     assert fast.optimizer["lr"] == Fraction(2, 1000) and fast.optimizer["betas"] == slow.optimizer["betas"]
+
+
+def test_a_plan_rounds_what_it_keeps_in_bf16(checked: Check) -> None:
+    says = "precision { params = bf16, optimizer = bf16, rounding = stochastic }"
+    found = checked(f"{BASE}\nplan one for slow on h100_80gb {{\n  {says}\n}}\n")
+    train, plan = found.recipes.trains["slow"], found.recipes.plans["one"]
+    assert train.precision.rounding is None and "rounding" not in train.precision.said()
+    merged = plan.precision.over(train.precision)
+    assert merged.said() == {
+        "params": "bf16", "compute": "bf16", "reduce": "fp32", "optimizer": "bf16", "rounding": "stochastic"
+    }  # fmt: skip
+    assert replace(merged, params="fp32", optimizer="fp32").rounds is False
 
 
 @pytest.mark.parametrize(

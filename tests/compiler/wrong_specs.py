@@ -255,6 +255,9 @@ WRONG = (
     Wrong("DSK0132", "sideways", "one of half, interleaved", attention("rope: rope(pairs: sideways)")),
     Wrong("DSK0132", "yearn", "did you mean `yarn`?", attention("rope: rope(scaling: yearn(factor: 2))")),
     Wrong("DSK0132", "fp8", "one of fp32, bf16", train("precision { compute = fp8 }")),
+    Wrong("DSK0132", "up", "one of nearest, stochastic", train("precision { params = bf16, rounding = up }")),
+    Wrong("DSK0170", "rounding", "goes with `params = bf16`", train("precision { rounding = stochastic }")),
+    Wrong("DSK0170", "rounding", "in the same `precision`", plan("precision { rounding = stochastic }")),
     Wrong("DSK0132", "adam", "did you mean `adamw`?", train("optimizer adam(lr: 1)")),
     # --- models
     Wrong("DSK0140", "repeat layer 3", "did you mean `layers`?", derived("repeat layer 3")),

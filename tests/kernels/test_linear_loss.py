@@ -252,6 +252,17 @@ def test_small_probabilities_of_many_rows_are_not_lost_in_float16() -> None:
     assert (weight[2:].double() - wanted[2:]).norm() < 2e-2 * wanted[2:].norm()
 
 
+def test_many_rows_of_one_target_do_not_overflow_in_float16() -> None:
+    """The sum of their gradients does, of which the mean is wanted."""
+    rows = 1024
+    x = torch.full((rows, 16), 180.0, device=device, dtype=torch.float16)
+    tensors = (x, torch.zeros(4, 16, device=device, dtype=torch.float16), torch.zeros_like(x[0, :4]))
+    case = Given(tensors, torch.zeros(rows, device=device, dtype=torch.int64), torch.ones(rows, device=device))
+    for most in (1 << 20, 4096):  # one group of rows, and several
+        with most_bytes(most):
+            close(run(MEAN, case), exact(MEAN, case), 1e-3)
+
+
 @pytest.mark.parametrize("by", [1.0, -3.0, 0.0, 65536.0])
 def test_what_comes_from_above_multiplies_the_gradients(by: float) -> None:
     case = drawn(5, 20, 16, torch.float32, bias=True)
@@ -385,8 +396,12 @@ def test_what_cannot_be_taken_is_said() -> None:
             MEAN(*arguments)
     with pytest.raises(KernelError, match="smoothing"):
         MEAN(x, weight, target, smoothing=2.0)
-    with pytest.raises(KernelError, match="softcap"):
-        MEAN(x, weight, target, softcap=0.0)
+    for softcap in (0.0, float("nan"), float("inf")):
+        with pytest.raises(KernelError, match="softcap"):
+            MEAN(x, weight, target, softcap=softcap)
+    for wrong in ({"z": float("nan")}, {"scale": float("inf")}):
+        with pytest.raises(KernelError, match="must be finite"):
+            MEAN(x, weight, target, **wrong)
     with pytest.raises(KernelError, match="the bias is"):
         MEAN(x, weight, target, bias_V=x[0])
 
@@ -400,6 +415,25 @@ def test_torch_compile_sees_one_graph(function: Function) -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     ours, plain = run(compiled, case, 2.0, z=1e-3), run(function, case, 2.0, z=1e-3)
     assert torch.equal(ours[0], plain[0]) and all(map(torch.allclose, ours[1], plain[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("by", [1 / 3, 65536.0])
+def test_torch_compile_multiplies_by_what_comes_from_above_as_it_is(dtype: torch.dtype, by: float) -> None:
+    """Not rounded to the gradients' dtype, in which it may be infinite."""
+    case = drawn(8, 20, 16, dtype, bias=True)
+    compiled = torch.compile(MEAN, fullgraph=True, backend="aot_eager")
+    ours, plain = run(compiled, case, by), run(MEAN, case, by)
+    assert all(map(torch.equal, ours[1], plain[1])) and all(g.isfinite().all() for g in ours[1])
+
+
+def test_autocast_computes_in_the_dtype_of_x() -> None:
+    case = drawn(6, 20, 16, torch.float32)
+    for function in (MEAN, ROWS):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            ours = run(function, case)
+        plain = run(function, case)
+        assert torch.equal(ours[0], plain[0]) and all(map(torch.equal, ours[1], plain[1]))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -443,3 +477,72 @@ def test_memory_beside_the_gradients(rows: int) -> None:
     before = torch.cuda.memory_allocated()
     step()
     assert torch.cuda.max_memory_allocated() - before <= 0.2 * 2**30
+
+
+LARGE = pytest.param(8200, 262_160, 8192, marks=[pytest.mark.gpu, gpu])
+
+
+@pytest.mark.parametrize(("rows", "vocabulary", "width"), [(40, 66, 32), LARGE])
+def test_logits_whose_places_take_more_than_32_bits(rows: int, vocabulary: int, width: int) -> None:
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    torch.manual_seed(0)
+    x = torch.randn(rows, width, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, device=device, dtype=dtype).mul_(2 * width**-0.5).requires_grad_()
+    target = torch.randint(0, vocabulary, (rows,), device=device)
+    target[-8:] = vocabulary - 1
+    with most_bytes(8 * vocabulary * x.element_size() if device == "cpu" else loss_products.MOST_BYTES):
+        loss = MEAN(x, weight, target)
+        loss.backward()
+    assert x.grad is not None and weight.grad is not None
+    total, of_columns = 0.0, torch.zeros(16, width, device=device)
+    for of in torch.arange(rows, device=device).split(256):
+        logits = (x.detach()[of] @ weight.detach().T).float()
+        total += float(torch.nn.functional.cross_entropy(logits, target[of], reduction="sum"))
+        change = logits.softmax(-1)
+        change[torch.arange(len(of)), target[of]] -= 1.0
+        of_columns += change[:, -16:].T @ x.detach()[of].float() / rows
+        of_x = change.to(dtype) @ weight.detach() / rows
+        assert (x.grad[of] - of_x).norm() <= TOLERANCE[dtype] * of_x.norm()
+    assert abs(float(loss) - total / rows) <= 1e-3 * total / rows
+    assert (weight.grad[-16:].float() - of_columns).norm() <= TOLERANCE[dtype] * of_columns.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("function", [MEAN, ROWS])
+def test_tensors_on_another_gpu_than_the_current_one(function: Function) -> None:
+    case = drawn(40, 300, 64, torch.bfloat16)
+    tensors = tuple(None if t is None else t.to("cuda:1") for t in case.tensors)
+    there = Given(tensors, case.target_N.to("cuda:1"), case.upstream_N.to("cuda:1"))
+    (ours, grads), (theirs, wanted) = run(function, there), run(function, case)
+    assert torch.equal(ours.cpu(), theirs.cpu())
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(grads, wanted, strict=True))
+
+
+@pytest.mark.gpu
+@gpu
+def test_capture_in_a_graph() -> None:
+    """Nothing waits for the device, and a replay computes anew from what inputs then hold."""
+    case, other = drawn(40, 300, 64, torch.bfloat16), drawn(40, 300, 64, torch.bfloat16, seed=1)
+    x, weight = (t.detach().clone().requires_grad_() for t in case.tensors[:2] if t is not None)
+    target = case.target_N.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            x.grad = weight.grad = None
+            MEAN(x, weight, target).backward()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    x.grad = weight.grad = None
+    with torch.cuda.graph(graph):
+        loss = MEAN(x, weight, target)
+        loss.backward()
+    with torch.no_grad():
+        for mine, new in zip((x, weight), other.tensors[:2], strict=True):
+            assert new is not None
+            mine.copy_(new)
+    target.copy_(other.target_N)
+    graph.replay()
+    assert x.grad is not None and weight.grad is not None
+    close((loss.detach(), [x.grad, weight.grad]), exact(MEAN, other), TOLERANCE[torch.bfloat16])

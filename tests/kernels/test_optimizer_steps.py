@@ -320,3 +320,38 @@ def test_large_tensors_against_torch() -> None:
         assert float(gradient_norm(grads)) == pytest.approx(float(wanted), rel=1e-5)
     for a, b in zip(ours, other, strict=True):
         assert (a.float() - b.float()).norm() <= 3e-3 * b.float().norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_on_another_gpu_than_the_current_one() -> None:
+    found = []
+    for where in ("cuda:0", "cuda:1"):
+        parameters, grads, means = ([t.to(where) for t in normal([(40, 30), (7,)], seed)] for seed in (0, 1, 2))
+        squares = zeros(parameters)
+        adamw_step(parameters, grads, means, squares, step=1, lr=0.1)
+        found.append([*(p.cpu() for p in parameters), gradient_norm(grads).cpu()])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.gpu
+@gpu
+def test_steps_are_not_captured() -> None:
+    grads = normal([(16,)], 0)
+    gradient_norm(grads)
+    with pytest.raises(KernelError, match="cannot be captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        gradient_norm(grads)
+
+
+@pytest.mark.gpu
+@gpu
+def test_streams_have_tables_of_their_own() -> None:
+    parameters, grads = normal([(4096, 64)] * 3, 0), normal([(4096, 64)] * 3, 1)
+    wanted = float(gradient_norm(grads))
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        found = gradient_norm(grads)
+        lion_step(parameters, grads, zeros(grads), step=1, lr=0.1)
+    side.synchronize()
+    assert float(found) == wanted

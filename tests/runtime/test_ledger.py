@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dskc.runtime import optim
 from dskc.runtime.modules import Linear
 from dskc.runtime.problem import Problem
 from dskc.runtime.reference import next_token
@@ -54,6 +57,23 @@ def test_rows_by_hand() -> None:
     assert found["allocator and libraries"] == round(0.05 * others) + LIBRARIES
     assert "weights in bf16" not in bytes_of(BF16, 1, 0)
     assert bytes_of(BF16, 1, 0)["optimizer states"] == 4000
+
+
+@pytest.mark.parametrize("optimizer", [optim.AdamW, optim.Lion])
+def test_stochastic_rounding_keeps_nothing_beside_bf16(optimizer: type[optim.AdamW] | type[optim.Lion]) -> None:
+    precision = replace(BF16, rounding="stochastic")
+    assert "stochastic" in str(precision) and "rounding" not in str(BF16)
+    model = nn.Linear(40, 25, bias=False).bfloat16()
+    held = optimizer(model, lr=0.1, state_dtype=torch.bfloat16, rounding=precision.rounding)
+    model.weight.grad = torch.ones_like(model.weight)
+    held.step(0.1)
+    states = [t for state in held.state_dict().values() for t in state.values() if t.ndim]
+    ledger = replace(LEDGER, params=1000, optimizer_moments=len(states))
+    found = {row.name: row.bytes for row in rows(ledger, precision, 1, 0, True)}
+    assert found["optimizer states"] == sum(t.nbytes for t in states)
+    assert found["parameters"] == found["gradients"] == model.weight.nbytes == 2000
+    with pytest.raises(Problem, match="rounding is 'up'"):
+        replace(BF16, rounding="up")
 
 
 def test_recomputed_layers_keep_their_input() -> None:

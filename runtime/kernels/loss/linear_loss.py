@@ -11,6 +11,7 @@ some groups of rows, or the gradient of x over some groups of columns, and round
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -165,8 +166,8 @@ class _Mean(torch.autograd.Function):
             raise KernelError("mean_linear_loss: its gradients are gone after one backward; use linear_losses for more")
         # Not kept here, so that the weight's gradient becomes `weight.grad` itself and not a copy.
         ctx.gradients = None
-        for gradient in found.there:
-            scale_in_place(gradient, by, ctx.over)
+        for gradient, over in found.there(ctx.over):
+            scale_in_place(gradient, by, over)
         return found.x_ND, found.weight_VD, found.bias_V, None, None
 
 
@@ -201,8 +202,10 @@ def _mean(loss_N: Tensor, target_N: Tensor, ignored: int) -> Tensor:
 def _options(z: float, smoothing: float, softcap: float | None, scale: float, ignored: int) -> LossOptions:
     if not 0.0 <= smoothing <= 1.0:
         raise KernelError(f"linear loss: smoothing is {smoothing}, and must lie between 0 and 1")
-    if softcap is not None and not softcap > 0.0:
-        raise KernelError(f"linear loss: softcap is {softcap}, and must be more than 0")
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise KernelError(f"linear loss: softcap is {softcap}, and must be more than 0 and finite")
+    if not (-math.inf < z < math.inf and -math.inf < scale < math.inf):  # torch.compile follows no isfinite
+        raise KernelError(f"linear loss: z is {z} and scale {scale}, and both must be finite")
     return LossOptions(float(z), float(smoothing), softcap, float(scale), int(ignored))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .products import Gradients, Wanted, gradients_of_mean, gradients_of_rows, losses_of_rows
-from .rows import LossOptions, wide_of
+from .rows import LossOptions, scale_in_place, wide_of
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor target"
 _OPTIONS = "float z, float smoothing, float? softcap, float scale, int ignored"
@@ -70,25 +70,32 @@ def _(
 @torch.library.custom_op(
     "dskc::mean_linear_loss",
     mutates_args=(),
-    schema=f"({_TENSORS}, {_OPTIONS}, {_WANTED}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_TENSORS}, {_OPTIONS}, {_WANTED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _mean(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *numbers: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _mean(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
     options = LossOptions(*numbers[:5])
     loss_N, found, over = gradients_of_mean(x, weight, bias, target, options, Wanted(*numbers[5:]))
-    if over is not None:
-        for gradient in found.there:
-            gradient.div_(over)
     loss = loss_N.sum() / (target != options.ignored).sum().clamp(min=1)
-    return loss, *_told(found, x)
+    return loss, *_told(found, x), torch.stack(over)
 
 
 @_mean.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *numbers: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return x.new_empty((), dtype=wide_of(x.dtype)), *_told(_like(x, weight, bias, Wanted(*numbers[5:])), x)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
+    loss = x.new_empty((), dtype=wide_of(x.dtype))
+    return loss, *_told(_like(x, weight, bias, Wanted(*numbers[5:])), x), loss.new_empty(2)
+
+
+@torch.library.custom_op("dskc::linear_loss_scaled", mutates_args=())
+def _scaled(gradient: Tensor, by: Tensor, over: Tensor) -> Tensor:
+    """`gradient * by / over`, in which scalars are not rounded to the gradient's dtype, as torch would."""
+    made = gradient.clone()
+    scale_in_place(made, by, over)
+    return made
+
+
+@_scaled.register_fake
+def _(gradient: Tensor, by: Tensor, over: Tensor) -> Tensor:
+    return torch.empty_like(gradient)
 
 
 def _like(x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Wanted) -> Gradients:
@@ -121,8 +128,11 @@ def _keep_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 
 def _mean_gradient(ctx: Any, by: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    *gradients, overs = ctx.saved_tensors
+    over = (overs[0], overs[1], overs[1])
     wanted = ctx.needs_input_grad[:3]
-    return *((t * by).to(t.dtype) if w else None for t, w in zip(ctx.saved_tensors, wanted, strict=True)), *(None,) * 9
+    found = (_scaled(t, by, o) if w else None for t, o, w in zip(gradients, over, wanted, strict=True))
+    return *found, *(None,) * 9
 
 
 _losses.register_autograd(_losses_gradient, setup_context=_keep_losses)

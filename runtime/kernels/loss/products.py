@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..device import on_its_device
 from ..tuning import Tile, Way, run_best
 from .rows import (
     ALIGNED,
@@ -36,6 +38,13 @@ class Wanted:
     bias: bool
 
 
+class Over(NamedTuple):
+    """What gradients are still to be divided by, in fp32 on the device: that of x, and those of weight and bias."""
+
+    x: Tensor
+    others: Tensor
+
+
 @dataclass
 class Gradients:
     """Of x [N, D], weight [V, D] and bias [V], each in its dtype; None where it is not wanted."""
@@ -44,11 +53,13 @@ class Gradients:
     weight_VD: Tensor | None
     bias_V: Tensor | None
 
-    @property
-    def there(self) -> list[Tensor]:
-        return [t for t in (self.x_ND, self.weight_VD, self.bias_V) if t is not None]
+    def there(self, over: Over) -> list[tuple[Tensor, Tensor]]:
+        """Those that are, each with what it is to be divided by."""
+        every = ((self.x_ND, over.x), (self.weight_VD, over.others), (self.bias_V, over.others))
+        return [(gradient, by) for gradient, by in every if gradient is not None]
 
 
+@on_its_device
 def losses_of_rows(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
@@ -60,19 +71,24 @@ def losses_of_rows(
     return made[0], made[1]
 
 
+@on_its_device
 def gradients_of_mean(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, options: LossOptions, wanted: Wanted
-) -> tuple[Tensor, Gradients, Tensor]:
+) -> tuple[Tensor, Gradients, Over]:
     """Losses [N], the gradients of their sum times a factor, and what these are still to be divided by for the mean.
 
-    That is 1 but in float16, whose range does not reach down to a probability by the number of rows.
+    That is 1 but in float16, whose range does not reach down to a probability by the number of rows, and not up to the
+    sum over many rows of the same target: the weight's gradient lies half way between sum and mean.
     """
     count = (target_N != options.ignored).sum().clamp(min=1).to(wide_of(x_ND.dtype))
     one = torch.ones_like(count)
-    factor, over = (one, count) if x_ND.dtype == torch.float16 else (one / count, one)
+    factor, share, over = one / count, 1.0, Over(one, one)
+    if x_ND.dtype == torch.float16:
+        share = 2.0 ** -(len(x_ND).bit_length() // 2)
+        factor, over = one, Over(count, count * share)
 
     def run(way: Way) -> tuple[Tensor, Gradients]:
-        mean = _Mean(x_ND, weight_VD, bias_V, target_N, factor, options, wanted)
+        mean = _Mean(x_ND, weight_VD, bias_V, target_N, factor, share, options, wanted)
         if way is IN_ITS_PLACE:
             return mean.in_place_of_the_gradient()
         return mean.by_rows()
@@ -97,6 +113,7 @@ class _Mean:
     bias_V: Tensor | None
     target_N: Tensor
     factor: Tensor
+    share: float  # of the sum over rows, which the gradients of weight and bias are
     options: LossOptions
     wanted: Wanted
     loss_N: Tensor = field(init=False)
@@ -135,7 +152,7 @@ class _Mean:
                 _add_product(self.grad_ND[:rows], change_RC, self.weight_VD[of], first=i == 0)
             if self.grad_V is not None:
                 self.grad_V[of] = change_RC.sum(0, dtype=self.grad_V.dtype)
-            torch.mm(change_RC.T, x_ND, out=self.grad_VD[of])
+            _add_product(self.grad_VD[of], change_RC.T, x_ND, first=True, share=self.share)
         self._go_on(range(rows, len(self.x_ND)), flat, first=False)
         return self._end()
 
@@ -173,16 +190,17 @@ class _Mean:
             if self.grad_ND is not None:
                 torch.mm(change_RV, self.weight_VD, out=self.grad_ND[of])
             if self.grad_VD is not None:
-                _add_product(self.grad_VD, change_RV.T, x_RD, first)
+                _add_product(self.grad_VD, change_RV.T, x_RD, first, self.share)
             if self.grad_V is not None:
                 _add(self.grad_V, change_RV.sum(0, dtype=self.grad_V.dtype), first)
             first = False
 
     def _end(self) -> tuple[Tensor, Gradients]:
-        bias = None if self.grad_V is None else self.grad_V.to(self.x_ND.dtype)
+        bias = None if self.grad_V is None else self.grad_V.mul_(self.share).to(self.x_ND.dtype)
         return self.loss_N, Gradients(self.grad_ND, self.grad_VD, bias)
 
 
+@on_its_device
 def gradients_of_rows(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, lse_N: Tensor, factor_N: Tensor,
     options: LossOptions, wanted: Wanted,
@@ -261,11 +279,11 @@ def _product(x_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, into_RC: Te
         torch.addmm(bias_C, x_RD, weight_CD.T, out=into_RC)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    if first:
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, share: float = 1.0) -> None:
+    if first and share == 1.0:
         torch.mm(a, b, out=total)
     else:
-        torch.addmm(total, a, b, out=total)
+        torch.addmm(total, a, b, beta=0 if first else 1, alpha=share, out=total)
 
 
 def _add(total: Tensor, part: Tensor, first: bool) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..device import on_its_device
 from ..language import tl, triton
 from ..tuning import Key, Tile, tile
 
@@ -255,6 +256,7 @@ def gradient_in_place(
         )  # fmt: skip
 
 
+@on_its_device
 def scale_in_place(values: Tensor, by: Tensor, over: Tensor) -> None:
     """`values *= by / over`, which are scalars on the device; takes no time to speak of where they are equal."""
     if values.numel():

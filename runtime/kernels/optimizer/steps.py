@@ -7,23 +7,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..choice import kernels_in_use
+from ..device import launching_on
 from ..language import tl, triton
 from ..row_kernel import KernelError
 from ..tuning import Key, Tile, Way, chosen, measuring, run_best, tile
-from .tensor_table import PIECE, Table, offsets, piece_of, pointer_to, tables, triton_dtypes
+from .tensor_table import PIECE, Table, kept, offsets, piece_of, pointer_to, stream_of, tables, triton_dtypes
 
 TILES = (tile(4, 1, BLOCK=2048), tile(4, 1, BLOCK=1024), tile(8, 1, BLOCK=4096), tile(8, 1, BLOCK=2048))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GRADS = 1  # where gradients are among the kinds of tensors of a step
 TRIED = 1 << 24  # elements that tiles are timed on, as a step must not be done twice
 
 Rounding = Literal["nearest", "stochastic"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How a step rounds. seed: 31 bits, of this step. numbers: of each parameter, 31 bits."""
+
+    rounding: Rounding
+    seed: int
+    numbers: Sequence[int] | None
 
 
 def adamw_step(
@@ -41,23 +53,26 @@ def adamw_step(
     factor: Tensor | None = None,
     rounding: Rounding = "nearest",
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """One step of AdamW (arXiv:1711.05101, algorithm 2) in place, as `torch.optim.AdamW` computes it.
 
     means, squares: the two moments, in any of fp32, bf16 and fp16, as parameters and gradients are. step: counts from
     1. decay: decoupled, of all or of each. masters: the parameters in fp32, which are then what is updated, and
-    parameters are what they round to. factor: gradients are multiplied by this scalar on the device first. rounding:
-    of bf16 moments, and of bf16 parameters without masters; "stochastic" rounds up as often as what is cut is large,
-    drawn from seed, step, which parameter it is and the element's place. Raises KernelError for tensors that do not
-    fit.
+    parameters are what they round to. factor: gradients are multiplied by this scalar on the device first; where it is
+    not a number nothing changes. rounding: of bf16 moments, and of bf16 parameters without masters; "stochastic" rounds
+    up as often as what is cut is large, drawn from seed, step, the parameter's number (31 bits; its place among those
+    given when None) and the element's place. Raises KernelError for tensors that do not fit, and while a CUDA graph is
+    captured, since a replay would repeat this step's rate and draws.
     """
     first, second = betas
-    numbers = (
+    scalars = (
         float(lr), 1.0 - first, float(second), 1.0 - second, float(eps),
         lr / (1.0 - first**step), (1.0 - second**step) ** -0.5,
     )  # fmt: skip
     kinds = _kinds("adamw_step", parameters, grads, [means, squares], masters)
-    _step("adamw", adamw_kernel, kinds, masters is not None, numbers, decay, factor, rounding, _mixed(seed, step))
+    draws = Draws(rounding, mixed_seed(seed, step), numbers)
+    _step("adamw", adamw_kernel, kinds, masters is not None, scalars, decay, factor, draws)
 
 
 def lion_step(
@@ -73,12 +88,14 @@ def lion_step(
     factor: Tensor | None = None,
     rounding: Rounding = "nearest",
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """One step of Lion (arXiv:2302.06675, algorithm 2) in place; the arguments are those of `adamw_step`."""
     first, second = betas
-    numbers = (float(lr), float(first), 1.0 - first, float(second), 1.0 - second)
+    scalars = (float(lr), float(first), 1.0 - first, float(second), 1.0 - second)
     kinds = _kinds("lion_step", parameters, grads, [means], masters)
-    _step("lion", lion_kernel, kinds, masters is not None, numbers, decay, factor, rounding, _mixed(seed, step))
+    draws = Draws(rounding, mixed_seed(seed, step), numbers)
+    _step("lion", lion_kernel, kinds, masters is not None, scalars, decay, factor, draws)
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
@@ -89,8 +106,12 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     if not grads:
         return torch.zeros(())
     (given,) = _kinds("gradient_norm", grads, None, [], None)
-    found = tables([given])
-    device = given[0].device
+    with launching_on(given[0].device):
+        return _norm(given)
+
+
+def _norm(given: Sequence[Tensor]) -> Tensor:
+    found, device = tables([given]), given[0].device
     partial = torch.zeros(max(1, sum(table.programs for table in found)), dtype=torch.float64, device=device)
     norm = torch.empty((), device=device)
     for before, table in offsets(found):
@@ -108,8 +129,11 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
 
 
 def clip_factor(norm: Tensor, most: float) -> Tensor:
-    """What gradients of this norm are multiplied by so that it is at most `most` (arXiv:1211.5063): a scalar, fp32."""
-    return (most / (norm + 1e-6)).clamp(max=1.0)
+    """What gradients of this norm are multiplied by so that it is at most `most` (arXiv:1211.5063): a scalar, fp32.
+
+    Not a number where the norm is not finite.
+    """
+    return (most / (norm + 1e-6)).clamp(max=1.0) + (norm - norm)
 
 
 # --- kernels
@@ -159,6 +183,9 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
     factor = 1.0
     if FACTOR:
         factor = tl.load(factor_ptr).to(tl.float32)
+        count = tl.where(factor == factor, count, 0)
+        if ALIGNED:
+            count = tl.multiple_of(count, 16)
     key = mixed(mixed(tl.load(numbers_ptr + tensor).to(tl.uint32) ^ seed.to(tl.uint32)) + piece.to(tl.uint32))
     for first in range(0, count, BLOCK):
         at_B = first + tl.arange(0, BLOCK)
@@ -202,6 +229,9 @@ def lion_kernel(  # type: ignore[no-untyped-def]
     factor = 1.0
     if FACTOR:
         factor = tl.load(factor_ptr).to(tl.float32)
+        count = tl.where(factor == factor, count, 0)
+        if ALIGNED:
+            count = tl.multiple_of(count, 16)
     key = mixed(mixed(tl.load(numbers_ptr + tensor).to(tl.uint32) ^ seed.to(tl.uint32)) + piece.to(tl.uint32))
     for begin in range(0, count, BLOCK):
         at_B = begin + tl.arange(0, BLOCK)
@@ -265,8 +295,8 @@ def norm_kernel(partial_ptr, norm_ptr, P, BLOCK: tl.constexpr):  # type: ignore[
 
 
 def _step(
-    name: str, kernel: Callable[..., None], kinds: list[Sequence[Tensor]], mastered: bool, numbers: tuple[float, ...],
-    decay: float | Sequence[float], factor: Tensor | None, rounding: Rounding, seed: int,
+    name: str, kernel: Callable[..., None], kinds: list[Sequence[Tensor]], mastered: bool, scalars: tuple[float, ...],
+    decay: float | Sequence[float], factor: Tensor | None, draws: Draws,
 ) -> None:  # fmt: skip
     if not kinds[0]:
         return
@@ -278,26 +308,36 @@ def _step(
         raise KernelError(
             f"{name}_step: the factor is {list(factor.shape)} on {factor.device}, not one number on {device}"
         )
-    if rounding not in ("nearest", "stochastic"):
-        raise KernelError(f"{name}_step: rounding is {rounding!r}, neither 'nearest' nor 'stochastic'")
+    if draws.rounding not in ("nearest", "stochastic"):
+        raise KernelError(f"{name}_step: rounding is {draws.rounding!r}, neither 'nearest' nor 'stochastic'")
+    numbers = range(len(kinds[0])) if draws.numbers is None else draws.numbers
+    if len(numbers) != len(kinds[0]):
+        raise KernelError(f"{name}_step: there are {len(numbers)} numbers for {len(kinds[0])} parameters")
+    stream = stream_of(device)
 
-    def launch(table: Table, decays_T: Tensor, way: Way) -> None:
+    def launch(table: Table, decays_T: Tensor, numbers_T: Tensor, way: Way) -> None:
         assert isinstance(way, Tile)
         kernel[(table.programs,)](  # type: ignore[index]
-            table.addresses_KT, table.sizes_T, table.numbers_T, table.pieces_P2, decays_T,
-            decays_T if factor is None else factor, len(table.members), seed, *numbers,
-            factor is not None, mastered, rounding == "stochastic", table.aligned, PIECE, way["BLOCK"],
+            table.addresses_KT, table.sizes_T, numbers_T, table.pieces_P2, decays_T,
+            decays_T if factor is None else factor, len(table.members), draws.seed, *scalars,
+            factor is not None, mastered, draws.rounding == "stochastic", table.aligned, PIECE, way["BLOCK"],
             *triton_dtypes(table.dtypes[: len(kinds) - mastered]), num_warps=way.warps,
         )  # fmt: skip
 
-    for table in tables(kinds):
-        decays_T = _decays(tuple(decays[i] for i in table.members), device)
-        key = (*_key(table), mastered, rounding)
-        if measuring():
-            trial = [[torch.zeros(min(table.elements, TRIED), dtype=d, device=device)] for d in table.dtypes]
-            (tried,) = tables(trial)
-            run_best(f"{name}_step", key, TILES, partial(launch, tried, decays_T))
-        launch(table, decays_T, chosen(f"{name}_step", key, TILES))
+    with launching_on(device):
+        for table in tables(kinds):
+            decays_T = kept(tuple(decays[i] for i in table.members), torch.float32, device, stream)
+            numbers_T = kept(tuple(numbers[i] for i in table.members), torch.int32, device, stream)
+            key = (*_key(table), mastered, draws.rounding)
+            if measuring():
+                trial = [[torch.zeros(min(table.elements, TRIED), dtype=d, device=device)] for d in table.dtypes]
+                (tried,) = tables(trial)
+                run_best(f"{name}_step", key, TILES, partial(launch, tried, decays_T, numbers_T))
+            launch(table, decays_T, numbers_T, chosen(f"{name}_step", key, TILES))
+    # Autograd and whoever keeps something made of a parameter must see that it changed.
+    for i, kind in enumerate(kinds):
+        if i != GRADS:
+            torch.autograd.graph.increment_version(kind)
 
 
 def _key(table: Table) -> Key:
@@ -305,12 +345,7 @@ def _key(table: Table) -> Key:
     return (size, *(str(dtype).removeprefix("torch.") for dtype in table.dtypes), table.aligned)
 
 
-@lru_cache(64)
-def _decays(decays: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(decays, dtype=torch.float32, device=device)
-
-
-def _mixed(seed: int, step: int) -> int:
+def mixed_seed(seed: int, step: int) -> int:
     """31 bits of both: a step's draws have nothing to do with those of the next."""
     digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -329,11 +364,17 @@ def _kinds(
         given["masters"] = masters
     if first and not kernels_in_use(first[0].device):
         raise KernelError(f"{name}: needs a GPU, and tensors are on {first[0].device}")
+    if first and first[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise KernelError(
+            f"{name}: cannot be captured in a CUDA graph, as it is told addresses and numbers by the host"
+        )
     for kind, tensors in given.items():
         if len(tensors) != len(first):
             raise KernelError(f"{name}: there are {len(tensors)} {kind} for {len(first)}")
         dtypes = (torch.float32,) if kind == "masters" else DTYPES
         for i, (tensor, like) in enumerate(zip(tensors, first, strict=True)):
+            if tensor.layout != torch.strided:
+                raise KernelError(f"{name}: {kind} {i} is {tensor.layout}, and kernels take dense tensors")
             if tensor.shape != like.shape or tensor.device != first[0].device:
                 wanted = f"{list(like.shape)} on {first[0].device}"
                 raise KernelError(f"{name}: {kind} {i} is {list(tensor.shape)} on {tensor.device}, not {wanted}")

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,20 +20,17 @@ PIECE = 32768  # elements of one program; what is drawn at random counts in it
 ALIGNED = 16  # bytes of addresses, and elements of sizes, for which 16 bytes are read and written at a time
 TABLES = 16  # kept
 
-Kept = TypeVar("Kept")
-
 
 @dataclass(frozen=True)
 class Table:
     """T tensors of each of K kinds, those of a kind in one dtype.
 
-    addresses_KT: int64. sizes_T: int64, elements. numbers_T: int32, which of all tensors given each is. pieces_P2:
-    int32, for each program its tensor and which piece of that. members: numbers_T here. aligned: as ALIGNED says.
+    addresses_KT: int64. sizes_T: int64, elements. pieces_P2: int32, for each program its tensor and which piece of
+    that. members: which of all tensors given each is. aligned: as ALIGNED says.
     """
 
     addresses_KT: Tensor
     sizes_T: Tensor
-    numbers_T: Tensor
     pieces_P2: Tensor
     members: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -52,7 +48,8 @@ def tables(kinds: Sequence[Sequence[Tensor]]) -> list[Table]:
     Tensors without elements are in none. The tables hold addresses only: the tensors must live while they are used.
     """
     every = list(zip(*kinds, strict=True))
-    key = (kinds[0][0].device if every else None, *(t.data_ptr() for kind in kinds for t in kind),
+    device = kinds[0][0].device if every else torch.device("cpu")
+    key = (device, stream_of(device), *(t.data_ptr() for kind in kinds for t in kind),
            *(t.numel() for t in kinds[0]), *(t.dtype for kind in kinds for t in kind))  # fmt: skip
     if key in _tables:
         _tables.move_to_end(key)
@@ -78,18 +75,29 @@ def _table(
     device = kinds[0][members[0]].device
     addresses = torch.tensor([[kind[i].data_ptr() for i in members] for kind in kinds], dtype=torch.int64)
     sizes = tuple(kinds[0][i].numel() for i in members)
-    sizes_T, numbers_T, pieces_P2 = _pieces(sizes, members, device)
-    return Table(_sent(addresses, device), sizes_T, numbers_T, pieces_P2, members, dtypes, even, sum(sizes))
+    sizes_T, pieces_P2 = _pieces(sizes, device, stream_of(device))
+    return Table(_sent(addresses, device), sizes_T, pieces_P2, members, dtypes, even, sum(sizes))
 
 
 @lru_cache(TABLES)
-def _pieces(sizes: tuple[int, ...], members: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _pieces(sizes: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
     sizes_T = torch.tensor(sizes, dtype=torch.int64)
     count_T = (sizes_T + PIECE - 1) // PIECE
     tensor_P = torch.arange(len(sizes)).repeat_interleave(count_T)
     piece_P = torch.arange(len(tensor_P)) - (count_T.cumsum(0) - count_T).repeat_interleave(count_T)
     pieces_P2 = torch.stack([tensor_P, piece_P], 1).int()
-    return _sent(sizes_T, device), _sent(torch.tensor(members, dtype=torch.int32), device), _sent(pieces_P2, device)
+    return _sent(sizes_T, device), _sent(pieces_P2, device)
+
+
+@lru_cache(64)
+def kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:
+    """These numbers on the device, sent once. stream: as `stream_of` has it."""
+    return _sent(torch.tensor(values, dtype=dtype), device)
+
+
+def stream_of(device: torch.device) -> int:
+    """The stream that kernels of this device are launched on: what one has sent, another may not have yet."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from .kernels.experts.grouped import grouped_linear
+from .kernels.experts.grouped_product import takes
 from .reference import unembed
 from .reference.routing import expert_counts
 from .reference.state import State
@@ -181,7 +183,8 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x_RD: Tensor, offsets_X: Tensor) -> Tensor:
         """Rows [R, inputs] sorted by expert, with where those of each end (int32 [experts]): [R, outputs]."""
-        return reference.grouped_linear(x_RD, self.weight, offsets_X, self.bias)
+        grouped = grouped_linear if takes(x_RD) else reference.grouped_linear
+        return grouped(x_RD, self.weight, offsets_X, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.experts} x ({self.inputs} -> {self.outputs}), bias={self.bias is not None}"

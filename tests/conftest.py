@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,14 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton's own functions can be interpreted only if it is told so when it loads. Kernels defined later are, or are
-    # not, as is said then: tests/kernels has them interpreted, all else does without kernels.
+    # Functions of Triton's and of the runtime can be interpreted only if Triton is told so when they are defined.
+    # Whether they run is said later: tests/kernels has them interpreted, all else does without kernels.
     os.environ["TRITON_INTERPRET"] = "1"
-    import triton  # noqa: F401
+    from dskc.runtime import kernels
+
+    for module in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}."):
+        if not module.name.endswith(".hopper_kernel"):  # Gluon is not interpreted
+            importlib.import_module(module.name)
 
     del os.environ["TRITON_INTERPRET"]
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..ir import Op
 from ..ops.attend import Attend
 from ..reserved import PYTHON
 from ..values import Mask
 from .text import number
 
-MOST_WIDTH = 256  # of a head: `runtime/kernels/attention/kernel.py`
 ENDLESS = "1 << 30"  # where a range has no end: `runtime/kernels/attention/forward.py`
 
 
@@ -38,14 +35,6 @@ class Interval:
         """The positions that see one at p."""
         low = None if self.high is None else 1 - self.high
         return Interval(low, None if self.low is None else 1 - self.low)
-
-
-def has_kernel(op: Op, sizes: Mapping[str, int]) -> bool:
-    """Whether the template can: it knows no chosen positions, and holds a head's whole width."""
-    attributes = op.attributes
-    widths = [value.type.axes[-1].size for value in op.operands[:3]]
-    known = all(width.symbols() <= sizes.keys() and width.evaluate(sizes) <= MOST_WIDTH for width in widths)
-    return isinstance(attributes, Attend) and not attributes.select and known
 
 
 def interval(mask: Mask) -> Interval | None:

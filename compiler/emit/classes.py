@@ -11,9 +11,11 @@ from dskc.dsl.source import Span
 
 from ..ir import DType, Op, Region, Value, captures, free_values
 from ..ops.experts import Experts
+from ..ops.gated import gated
 from ..ops.structure import Block, Extern, Repeat
 from ..ops.weights import Weights
 from ..reserved import CLASSES, PYTHON
+from .experts import experts_key
 from .expression import TORCH_DTYPES
 from .function import Function, Line, suffixed
 from .names import Names, below, body_path, find_block, is_below, is_child, last_part
@@ -147,13 +149,24 @@ class ClassBody:
     # --- experts
 
     def experts_forward(self, function: Function, parameters: list[str]) -> list[Line]:
-        """Rows sorted by expert through the stacked block, and back."""
+        """One kernel for gated experts; else rows sorted by expert through the stacked block, and back."""
         attributes = self.op.attributes
         assert isinstance(attributes, Experts)
         names = self.classes.names
         rows, offsets = self.region.arguments
         x, chosen, weight = self.op.operands
         spelled = [suffixed(n, v.type) for n, v in (("x", x), ("chosen", chosen), ("weight", weight))]
+        rest = parameters[3:]
+        head = fit("    ", "def forward", ("self", *(f"{s}: Tensor" for s in spelled), *rest), " -> Tensor:")
+        signature = [Line(text, self.span) for text in head]
+        found = gated(self.op)
+        if found is not None and (kernel := names.kernels.get(experts_key(found))) is not None:
+            names.use(".", "kernels")
+            maps = [function.modules[inner.operands[1]][0] for inner in found.maps]
+            given = [*spelled, *(f"{module}.weight" for module in maps)]
+            given += [f"biases=({', '.join(f'{module}.bias' for module in maps)})"] if found.bias else []
+            body = fit("        ", f"return kernels.{kernel}", tuple(given), "")
+            return [*signature, *(Line(text, self.span) for text in body)]
         for name in ("dispatch", "combine"):
             names.use("dskc.runtime.reference", name)
         function.holders.clear()
@@ -166,9 +179,7 @@ class ClassBody:
         (result,) = self.region.results
         y = function.take(result)
         function.write(f"return combine({y}, rows, {spelled[2]})")
-        rest = parameters[3:]
-        head = fit("    ", "def forward", ("self", *(f"{s}: Tensor" for s in spelled), *rest), " -> Tensor:")
-        return [*(Line(text, self.span) for text in head), *function.lines]
+        return [*signature, *function.lines]
 
 
 def return_type(results: list[Text]) -> str:

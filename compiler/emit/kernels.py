@@ -9,15 +9,18 @@ from dskc.dsl.source import Span
 
 from ..ir import DType, Graph, Op, Region
 from ..ops.attend import Attend
+from ..ops.experts import Experts
 from ..ops.fused import Fused
+from ..ops.gated import Gated, gated
 from ..passes.fuse import loss_kernel
 from ..recipe import Term
 from ..rows.facts import columns_of, draws, is_flat, is_wide, scalars_of, widths_of
 from ..rows.node import Columns
 from ..rows.program import Gradient, Kernel, Layout, RowProgram, Store, Tensor
 from ..values import Mask
-from .attention import all_blocks, attention_fields, blocks_function, has_kernel, mask_functions, mask_name
+from .attention import all_blocks, attention_fields, blocks_function, mask_functions, mask_name
 from .classes import return_type, user_site
+from .experts import activation_functions, experts_key
 from .expression import TORCH_DTYPES, Call
 from .function import Function, Line, suffixed
 from .kernel_body import KernelBody
@@ -48,8 +51,11 @@ class KernelsFile:
             if isinstance(op.attributes, Fused):
                 self.add(op, site)
                 continue
-            if isinstance(op.attributes, Attend) and has_kernel(op, self.graph.sizes):
+            if isinstance(op.attributes, Attend) and op.attributes.has_kernel(op, self.graph.sizes):
                 self.add_attention(op, op.attributes, site)
+            if isinstance(op.attributes, Experts) and (found := gated(op)) is not None:
+                self.add_experts(found, user_site(op.span, site))
+                continue
             for inner in op.regions:
                 self.region(inner, user_site(op.span, site))
 
@@ -75,6 +81,41 @@ class KernelsFile:
         for entry, value in (*told, *attention_fields(attributes, mask, len(functions) > 1)):
             lines += _field(entry, value)
         self.lines += [*(Line(text, op.span).within(site) for text in (*lines, ")")), Line(""), Line("")]
+
+    def add_experts(self, found: Gated, site: Span | None) -> None:
+        """Writes the activation of gated experts and their registration, unless one like it is there."""
+        op = found.activation
+        attributes = op.attributes
+        assert isinstance(attributes, Fused)
+        anonymous = "\n".join(line.text for line in self._experts(found, "_", ""))
+        if anonymous not in self.made:
+            name, n = f"{attributes.name}_experts", 2
+            while name in self.made.values():
+                name, n = f"{attributes.name}_experts{n}", n + 1
+            self.made[anonymous] = name
+            place = _place_of(op.span, site)
+            self.lines += [*(line.within(site) for line in self._experts(found, name, place)), Line(""), Line("")]
+        self.names.kernels[experts_key(found)] = self.made[anonymous]
+
+    def _experts(self, found: Gated, name: str, place: str) -> Iterator[Line]:
+        op = found.activation
+        assert isinstance(op.attributes, Fused)
+        yield from self._reference(op.attributes, op.regions[0], name, op, f"What `{name}` does between its products.")
+        functions, helpers = activation_functions(found, name)
+        self.helpers |= helpers
+        self.used.add("ExpertsKernel")
+        for function in functions:
+            yield from (*(Line(text, op.span) for text in function), Line(""), Line(""))
+        yield Line(f"{name} = ExpertsKernel(", op.span)
+        for entry, value in (
+            ("name", f'"{self.graph.name}::{name}"'),
+            ("spec", f'"{place}"'),
+            ("reference", f"{name}_reference"),
+            ("value", f"{name}_value"),
+            ("gradient", f"{name}_gradient"),
+        ):
+            yield from (Line(text, op.span) for text in _field(entry, value))
+        yield Line(")", op.span)
 
     def _named_mask(self, mask: Mask | None) -> tuple[str, list[list[str]]]:
         """A mask's name and functions: masks that differ in what a name does not tell are numbered."""
@@ -112,7 +153,7 @@ class KernelsFile:
             yield from self._kernel(program.backward, f"{name}_backward", name, "Backward", op)
         yield from (Line(text, op.span) for text in self._registration(program, name, place))
 
-    def _reference(self, attributes: Fused, region: Region, name: str, op: Op) -> Iterator[Line]:
+    def _reference(self, attributes: Fused, region: Region, name: str, op: Op, doc: str = "") -> Iterator[Line]:
         function = _Reference(self.names, "", op.span, indent="    ")
         parameters = []
         for value, wanted in zip(region.arguments, attributes.names, strict=True):
@@ -126,7 +167,7 @@ class KernelsFile:
         results = [function.take(value) for value in region.results]
         head = fit("", f"def {name}_reference", tuple(parameters), f" -> {return_type(results)}:")
         yield from (Line(text, op.span) for text in head)
-        yield Line(f'    """What `{name}` means."""')
+        yield Line(f'    """{doc or f"What `{name}` means."}"""')
         yield from function.lines
         yield Line(f"    return {', '.join(map(str, results))}", op.span)
         yield Line("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -15,6 +16,8 @@ from ..values import Mask
 from .arrange import concatenated
 from .base import Operation, Saved, ShapeError, check_floating
 from .elementwise import _probability
+
+MOST_WIDTH = 256  # of a head: `runtime/kernels/attention/kernel.py`
 
 if TYPE_CHECKING:
     from ..emit.expression import Call, Text
@@ -71,6 +74,17 @@ class Attend(Operation):
         q, k, v = (value.type for value in op.operands[:3])
         scores = q.axes[0].size * q.axes[2].size * q.axes[1].size * k.axes[1].size
         return Dim.of(2) * scores * (q.axes[3].size + v.axes[3].size)
+
+    def has_kernel(self, op: Op, sizes: Mapping[str, int]) -> bool:
+        """Whether the template can: it knows no chosen positions, and holds a head's whole width."""
+        widths = [value.type.axes[-1].size for value in op.operands[:3]]
+        known = all(width.symbols() <= sizes.keys() and width.evaluate(sizes) <= MOST_WIDTH for width in widths)
+        return known and not self.select
+
+    def saved_by_kernel(self, op: Op) -> Saved:
+        """Queries, keys, values and result as they are, and a number for each query and head; sinks with them."""
+        batch, queries, heads, _ = (axis.size for axis in op.operands[0].type.axes)
+        return Saved((*op.operands, op.result), ((batch * queries * heads, "fp32"),))
 
     def saved(self, op: Op) -> Saved:
         q, k, v = op.operands[:3]

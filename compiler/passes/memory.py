@@ -15,6 +15,7 @@ from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.experts import Experts
 from ..ops.fused import Fused
+from ..ops.gated import Gated, gated
 from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
@@ -190,14 +191,26 @@ class _Count:
                 for kind, amount in zip(("compute", "fp32", "byte"), astuple(one.total()), strict=True):
                     self.extra[kind] = self.extra.get(kind, 0) + count * amount
         elif isinstance(attributes, Experts):
+            if self.fused and (found := gated(op)) is not None:
+                self._gated(op, found)
+                return
             for inner in op.regions[0].ops:
                 self.op(inner)
         elif isinstance(attributes, Extern):
             self._more("compute", attributes.stated_saved)
         saved = attributes.saved(op)
+        if self.fused and isinstance(attributes, Attend) and attributes.has_kernel(op, self.sizes):
+            saved = attributes.saved_by_kernel(op)
         self.save(saved.values)
         for size, kind in saved.extra:
             self._more(kind, size)
+
+    def _gated(self, op: Op, found: Gated) -> None:
+        """Experts by kernels keep what comes in, both products, and how rows are sorted: order, home and offsets."""
+        x, _, weight = op.operands
+        self.save((x, weight, found.gate.result, found.up.result))
+        rows, offsets = op.regions[0].arguments
+        self._more("byte", Dim.of(8) * rows.type.axes[0].size + Dim.of(4) * offsets.type.elements)
 
     def save(self, values: tuple[Value, ...]) -> None:
         for value in values:

@@ -2,11 +2,13 @@
 
 from .attention.kernel import AttentionKernel
 from .choice import kernels_in_use, use_kernels
+from .experts.kernel import ExpertsKernel
 from .launch import Launch, One, Part, Rows, Vector
 from .row_kernel import KernelError, RowKernel
 
 __all__ = [
     "AttentionKernel",
+    "ExpertsKernel",
     "KernelError",
     "Launch",
     "One",

@@ -21,16 +21,9 @@ from torch import Tensor
 from dskc.compiler.emit.attention import all_blocks, blocks_function, mask_functions, mask_text
 from dskc.compiler.values import Mask
 from dskc.runtime import reference
-from dskc.runtime.kernels.attention import backward as attend_backward
-from dskc.runtime.kernels.attention import forward as attend_forward
-from dskc.runtime.kernels.attention import masks
 from dskc.runtime.kernels.attention.kernel import AttentionKernel
 
 from .conftest import triton_interprets
-
-with triton_interprets():  # where there is no GPU, whatever else has imported them; each calls those before it
-    for module in (masks, attend_forward, attend_backward):
-        importlib.reload(module)
 
 CAUSAL, EVERYTHING, DOCUMENTS = Mask("causal"), Mask("everything"), Mask("documents")
 _count = itertools.count()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from dskc.runtime import optim
 from dskc.runtime.kernels import use_kernels
-from dskc.runtime.kernels.optimizer import steps as optimizer_steps
 from dskc.runtime.kernels.optimizer import tensor_table
 from dskc.runtime.modules import Embed, GroupedLinear, Linear, RMSNorm
 from dskc.runtime.optim import rounding
@@ -26,12 +24,7 @@ from dskc.runtime.train import write_checkpoint
 from dskc.runtime.train.checkpoint import State, checkpoint_path, read_checkpoint
 
 from . import drawn_masks  # noqa: F401 (attention is interpreted too from here on)
-from .conftest import triton_interprets
 from .test_models import NANO, ROOT, compiled
-
-with triton_interprets():  # interpreted where there is no GPU, whatever else has imported them
-    importlib.reload(tensor_table)
-    importlib.reload(optimizer_steps)
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 Make = Callable[..., optim.AdamW | optim.Lion]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,6 @@ from dskc.runtime.kernels.loss import linear_loss
 from dskc.runtime.kernels.loss import products as loss_products
 from dskc.runtime.kernels.loss import rows as loss_rows
 from dskc.runtime.kernels.tuning import choices, forget, tile, tuning
-
-from .conftest import triton_interprets
-
-with triton_interprets():
-    importlib.reload(loss_rows)  # interpreted where there is no GPU, whatever else has imported it
 
 # Interpreted, shrinking an example takes minutes.
 QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "phases": (Phase.generate,)}

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dskc.runtime.kernels import KernelError, use_kernels
+from dskc.runtime.kernels.products import matvec as module
+from dskc.runtime.kernels.products.matvec import GELU_TANH_GATE, SILU_GATE, Norm, matvec
 from dskc.runtime.reference.quantized import (
     Int4Groups,
     Int8Rows,
@@ -20,11 +22,7 @@ from dskc.runtime.reference.quantized import (
     unpack_int4,
 )
 
-from .conftest import examples, triton_interprets
-
-with triton_interprets():
-    from dskc.runtime.kernels.products import matvec as module
-    from dskc.runtime.kernels.products.matvec import GELU_TANH_GATE, SILU_GATE, Norm, matvec
+from .conftest import examples
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16, torch.float32)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from dskc.compiler.compile import compile_spec, write
 from dskc.compiler.passes.memory import memory
 from dskc.compiler.passes.recipes import default_train
 from dskc.compiler.pipeline import lower
-from dskc.runtime.kernels import RowKernel, use_kernels
+from dskc.runtime.kernels import RowKernel, tuning, use_kernels
 
 from ..compiler.test_properties import kept_bytes
 from .conftest import triton_interprets
@@ -103,6 +104,18 @@ def losses(module: ModuleType, model: torch.nn.Module, tokens: Tensor, mode: str
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def shorten_and_shake(model: torch.nn.Module) -> None:
+    """Leaves the first two layers and one of each further kind, with weights that matter."""
+    repeat = next(child for child in model.children() if isinstance(child, torch.nn.ModuleList))
+    kinds = [type(layer) for layer in repeat]
+    for i in reversed(range(2, len(repeat))):
+        if kinds.index(kinds[i]) < i:
+            del repeat[i]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
 @pytest.mark.parametrize("name", sorted(NANO))
 def test_the_fused_model_equals_the_unfused(name: str, tmp_path: Path) -> None:
     settings = tuple(f"dims.{setting}" for setting in NANO[name])
@@ -111,14 +124,7 @@ def test_the_fused_model_equals_the_unfused(name: str, tmp_path: Path) -> None:
     model = module.Model(compute=torch.float64).double().to(device())
     if "adaptive" in name:
         model.eval()  # dropout and noise are other numbers in kernels; and what a batch has none of is empty
-    repeat = next(child for child in model.children() if isinstance(child, torch.nn.ModuleList))
-    kinds = [type(layer) for layer in repeat]
-    for i in reversed(range(2, len(repeat))):
-        if kinds.index(kinds[i]) < i:  # the first two stay, and one of each further kind
-            del repeat[i]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shorten_and_shake(model)
     tokens = torch.randint(0, 96, (2, 7), device=device())
     (ours, grads), (theirs, expected) = (losses(module, model, tokens, mode) for mode in ("triton", "reference"))
     # A router computes in fp32 whatever the model is in.
@@ -128,6 +134,35 @@ def test_the_fused_model_equals_the_unfused(name: str, tmp_path: Path) -> None:
     assert (ours - theirs).abs() <= tolerance
     for key, gradient in grads.items():
         assert (gradient - expected[key]).norm() <= tolerance * (1 + expected[key].norm()), key
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="attention's kernels take no float32 there")
+@pytest.mark.parametrize("name", ["deepseek_v2_lite", "gemma2_2b", "gpt_oss_20b", "mixtral_8x7b"])
+def test_attention_and_experts_too_in_float32(name: str, tmp_path: Path) -> None:
+    """Which kernels do not take float64: of latents, soft-capped, with sinks and windows, of experts with biases."""
+    settings = tuple(f"dims.{setting}" for setting in NANO[name])
+    module = compiled(ROOT / "specs" / f"{name}.dsk", tmp_path, settings)[name]
+    torch.manual_seed(0)
+    model = module.Model(compute=torch.float32)
+    shorten_and_shake(model)
+    tokens = torch.randint(0, 96, (2, 21))
+    with choices_made() as made:
+        ours, grads = losses(module, model, tokens, "triton")
+    assert "attention.forward" in made and "attention.backward" in made
+    assert ("experts.down" in made) == (name != "gemma2_2b")
+    theirs, expected = losses(module, model, tokens, "reference")
+    assert grads.keys() == expected.keys() and (ours - theirs).abs() < 1e-5
+    for key, gradient in grads.items():
+        assert (gradient - expected[key]).norm() <= 2e-4 * (1e-3 + expected[key].norm()), key
+
+
+@contextmanager
+def choices_made() -> Iterator[set[str]]:
+    """The operations that chose among ways within."""
+    tuning.forget()
+    made: set[str] = set()
+    yield made
+    made |= {operation for operation, _ in tuning.choices()}
 
 
 @pytest.mark.parametrize("name", ["deepseek_nano", "moe_nano", "qwen3_8b"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator
 
@@ -16,15 +15,8 @@ from torch import Tensor
 from dskc.runtime.kernels import KernelError, use_kernels
 from dskc.runtime.kernels.optimizer import steps as optimizer_steps
 from dskc.runtime.kernels.optimizer import tensor_table
-from dskc.runtime.kernels.tuning import forget, tuning
-
-from .conftest import triton_interprets
-
-with triton_interprets():  # interpreted where there is no GPU, whatever else has imported them
-    importlib.reload(tensor_table)
-    importlib.reload(optimizer_steps)
-
 from dskc.runtime.kernels.optimizer.steps import adamw_step, clip_factor, gradient_norm, lion_step
+from dskc.runtime.kernels.tuning import forget, tuning
 
 QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "phases": (Phase.generate,)}
 PIECE = tensor_table.PIECE

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dskc.runtime.kernels import KernelError, use_kernels
+from dskc.runtime.kernels.products import fp8_matmul, fp8_quantize, int8_matmul, product
 from dskc.runtime.kernels.tuning import Tile
 from dskc.runtime.reference import quantized as reference
 from dskc.runtime.reference.quantized import Int8Rows, quantize_int8_rows
 
-from .conftest import examples, triton_interprets
-
-with triton_interprets():
-    from dskc.runtime.kernels.products import fp8_matmul, fp8_quantize, int8_matmul, product
+from .conftest import examples
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16, torch.float32)

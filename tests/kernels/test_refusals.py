@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from dskc.runtime.kernels import KernelError, gpu, use_kernels
+from dskc.runtime.kernels.decode import attention, latent, split, write_cache
+from dskc.runtime.kernels.experts import grouped, grouped_fp8, layer, sorting
+from dskc.runtime.kernels.products import fp8_matmul, fp8_quantize, int8_matmul, matvec
 from dskc.runtime.reference.quantized import Int4Groups, Int8Rows
-
-from .conftest import triton_interprets
-
-with triton_interprets():
-    from dskc.runtime.kernels.decode import attention, latent, split, write_cache
-    from dskc.runtime.kernels.experts import grouped, grouped_fp8, layer, sorting
-    from dskc.runtime.kernels.products import fp8_matmul, fp8_quantize, int8_matmul, matvec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP8 = torch.float8_e4m3fn

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..choice import interpreted
+from ..choice import interpreted, kernels_in_use
 from ..gpu import require_gpu
 from ..language import tl, triton
 from ..row_kernel import KernelError
@@ -266,6 +266,14 @@ def precision(dtype: torch.dtype) -> str:
 def in_rows(tensor: Tensor) -> Tensor:
     """The tensor, copied where its last axis does not lie in one piece."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def takes(x: Tensor) -> bool:
+    """Whether kernels multiply such rows: they are in use, and know the dtype."""
+    known = (
+        SUPPORTED if not interpreted() else (torch.float16, torch.float32)
+    )  # interpreted, products of bf16 are wrong
+    return x.dtype in known and kernels_in_use(x.device)
 
 
 def takes_grouped_mm(*tensors: Tensor) -> bool:

@@ -64,7 +64,7 @@ def experts(
     weights = Weights(*(w.to(x_TD.dtype) for w in (gate_XFD, up_XFD, down_XDF)))
     given = Biases(*(b.to(x_TD.dtype) for b in biases)) if biases is not None else None
     if not kernels_in_use(x_TD.device):
-        return _reference(x_TD, chosen_TK, weight_TK, weights, activation, given)
+        return experts_reference(x_TD, chosen_TK, weight_TK, weights, activation, given)
     _check(x_TD, chosen_TK, weight_TK, weights, given)
     floating = [x_TD, weight_TK, *weights, *(given or ())]
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in floating)
@@ -74,10 +74,10 @@ def experts(
     return y_TD.view(x_TD.shape)
 
 
-def _reference(
+def experts_reference(
     x: Tensor, chosen: Tensor, weight: Tensor, weights: Weights, activation: GatedActivation, biases: Biases | None
 ) -> Tensor:
-    """The same in PyTorch."""
+    """What `experts` means, in PyTorch."""
     gate, up, down = weights
     rows = reference.dispatch(x, chosen, gate.shape[0])
     gate_bias, up_bias, down_bias = biases or (None, None, None)

@@ -32,7 +32,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not exhaustive and not gpu" --durations=10 -n 2
 
 test-all: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not gpu"
+	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -m "not gpu"
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -13,6 +13,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from hypothesis import settings
+
+# What is drawn is the same every time; `make test-all` draws anew.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 if not torch.cuda.is_available():
     # Functions of Triton's and of the runtime can be interpreted only if Triton is told so when they are defined.

@@ -7,7 +7,7 @@ counts: each tensor that is saved belongs to the operation that made it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dskc.dsl.dims import Dim
 
@@ -16,11 +16,12 @@ from .ops.attend import Attend
 from .ops.base import Operation
 from .ops.experts import Experts
 from .ops.fused import Fused
+from .ops.kernels import saved_by_kernel
 from .ops.structure import Block, Extern, Keep, Repeat
 from .ops.weights import Weights
 
 _ZERO = Dim.of(0)
-_WIDTHS = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2}
+_WIDTHS = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1}
 
 
 @dataclass(slots=True, eq=False)
@@ -58,9 +59,12 @@ class Row:
             yield from row.flat(depth + 1, times * self.copies)
 
 
-def shapes(graph: Graph, compute: DType, sizes: dict[str, int]) -> Row:
-    """A model as a row. `compute` is the dtype of activations, `sizes` what is known of the dims of data."""
-    return _shapes(graph, compute, {**graph.sizes, **sizes})
+def shapes(graph: Graph, compute: DType, sizes: dict[str, int], kernels: bool = False) -> Row:
+    """A model as a row. `compute` is the dtype of activations, `sizes` what is known of the dims of data.
+
+    kernels: whether operations are computed by them, those of the runtime too.
+    """
+    return _shapes(graph, compute, {**graph.sizes, **sizes}, kernels)
 
 
 def symbolic_shapes(graph: Graph, compute: DType) -> Row:
@@ -68,9 +72,9 @@ def symbolic_shapes(graph: Graph, compute: DType) -> Row:
     return _shapes(graph, compute, {})
 
 
-def _shapes(graph: Graph, compute: DType, told: dict[str, int]) -> Row:
+def _shapes(graph: Graph, compute: DType, told: dict[str, int], kernels: bool = False) -> Row:
     names = {dim.equation: dim.name for dim in graph.dims if dim.equation is not None}
-    return _Shapes(graph.sizes, told, {**_WIDTHS, DType.COMPUTE: _WIDTHS[compute]}, names).graph(graph)
+    return _Shapes(graph.sizes, told, {**_WIDTHS, DType.COMPUTE: _WIDTHS[compute]}, names, kernels).graph(graph)
 
 
 @dataclass(slots=True)
@@ -99,6 +103,7 @@ class _Shapes:
     told: dict[str, int]  # those that costs are told in
     widths: dict[DType, int]
     names: dict[Dim, str]  # of the dims that are equations
+    kernels: bool
     owners: dict[Value, Op] = field(default_factory=dict)  # of weights
 
     def graph(self, graph: Graph) -> Row:
@@ -128,6 +133,7 @@ class _Shapes:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
         row = self._row(op, attributes)
+        kept = saved_by_kernel(op, self.sizes) if self.kernels else None
         into.rows.append(row)
         self._use(op, row, scope)
         scope.made.update(dict.fromkeys(op.results, row))
@@ -143,17 +149,26 @@ class _Shapes:
             self._repeat(op, attributes, row)
         elif isinstance(attributes, Experts):
             inputs = self._arguments(op.regions[0], row, scope, ())
-            self._region(op.regions[0], row, scope)
+            if kept is None:
+                self._region(op.regions[0], row, scope)
+            else:
+                self._inside(op.regions[0], row, scope)
             row.rows[:0] = inputs
         elif isinstance(attributes, Extern):
             row.saved += self._bytes(attributes.stated_saved, DType.COMPUTE)
-        saved = attributes.saved(op)
+        saved = kept or attributes.saved(op)
         scope.save(saved.values)
         for size, kind in saved.extra:
             row.saved += self._bytes(size, DType(kind))
         row.flops = self._known(attributes.flops(op))
         halved = isinstance(attributes, Attend) and attributes.mask is not None and "causal" in attributes.mask.names
         row.causal = row.flops / 2 if halved else row.flops
+
+    def _inside(self, region: Region, row: Row, scope: _Scope) -> None:
+        """The rows of what one kernel computes, which keep nothing by themselves."""
+        self._region(region, row, replace(scope, saved={}))
+        for inner in row.rows:
+            inner.saved = _ZERO
 
     def _repeat(self, op: Op, attributes: Repeat, row: Row) -> None:
         if len(op.regions) == 1:

@@ -64,9 +64,8 @@ def shapes_command(
     found = []
     for graph in graphs:
         given = _given(compiled, graph, train, length, batch)
-        found.append(
-            (shapes(lower(graph, None if fused else "canonicalize"), DType(given.compute), dict(given.sizes)), given)
-        )
+        lowered = lower(graph, None if fused else "canonicalize")
+        found.append((shapes(lowered, DType(given.compute), dict(given.sizes), kernels=fused), given))
     if style == "json":
         click.echo(shapes_json(found))
         return

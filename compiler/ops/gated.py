@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dskc.dsl.dims import Dim
+
 from ..ir import Op
 from ..rows.facts import draws, is_flat
 from ..rows.node import Node, reachable
 from ..rows.program import Kernel, RowProgram
+from .base import Saved
 from .fused import Fused
 from .linear import Linear
 from .weights import Weights
@@ -35,6 +38,13 @@ class Gated:
     def bias(self) -> bool:
         assert isinstance(self.down.attributes, Linear)
         return self.down.attributes.bias
+
+    def saved(self, op: Op) -> Saved:
+        """What comes in, both products, and how rows are sorted: order and home of each, and offsets, in 32 bits."""
+        x, _, weight = op.operands
+        rows, offsets = op.regions[0].arguments
+        sort = 2 * rows.type.axes[0].size + offsets.type.elements
+        return Saved((x, weight, self.gate.result, self.up.result), ((Dim.of(4) * sort, "int8"),))
 
 
 def gated(op: Op) -> Gated | None:

@@ -15,7 +15,7 @@ from ..ops.attend import Attend
 from ..ops.base import Operation
 from ..ops.experts import Experts
 from ..ops.fused import Fused
-from ..ops.gated import Gated, gated
+from ..ops.kernels import saved_by_kernel
 from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
@@ -172,6 +172,7 @@ class _Count:
     def op(self, op: Op) -> None:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
+        kept = saved_by_kernel(op, self.sizes) if self.fused else None
         if isinstance(attributes, Keep):
             self.same.update(zip(op.results, op.operands, strict=True))
             return
@@ -188,29 +189,17 @@ class _Count:
             for region, count in zip(op.regions, attributes.region_counts, strict=True):
                 one = _Count(self.sizes, self.fused)
                 one.region(region)
-                for kind, amount in zip(("compute", "fp32", "byte"), astuple(one.total()), strict=True):
+                for kind, amount in zip(("compute", "fp32", "int8"), astuple(one.total()), strict=True):
                     self.extra[kind] = self.extra.get(kind, 0) + count * amount
         elif isinstance(attributes, Experts):
-            if self.fused and (found := gated(op)) is not None:
-                self._gated(op, found)
-                return
-            for inner in op.regions[0].ops:
+            for inner in op.regions[0].ops if kept is None else ():
                 self.op(inner)
         elif isinstance(attributes, Extern):
             self._more("compute", attributes.stated_saved)
-        saved = attributes.saved(op)
-        if self.fused and isinstance(attributes, Attend) and attributes.has_kernel(op, self.sizes):
-            saved = attributes.saved_by_kernel(op)
+        saved = kept or attributes.saved(op)
         self.save(saved.values)
         for size, kind in saved.extra:
             self._more(kind, size)
-
-    def _gated(self, op: Op, found: Gated) -> None:
-        """Experts by kernels keep what comes in, both products, and how rows are sorted: order, home and offsets."""
-        x, _, weight = op.operands
-        self.save((x, weight, found.gate.result, found.up.result))
-        rows, offsets = op.regions[0].arguments
-        self._more("byte", Dim.of(8) * rows.type.axes[0].size + Dim.of(4) * offsets.type.elements)
 
     def save(self, values: tuple[Value, ...]) -> None:
         for value in values:
@@ -228,7 +217,7 @@ class _Count:
     def total(self) -> Saved:
         compute = self.extra.get("compute", 0)
         fp32 = self.extra.get("fp32", 0)
-        other = self.extra.get("int64", 0) * 8 + self.extra.get("bool", 0) + self.extra.get("byte", 0)
+        other = self.extra.get("int64", 0) * 8 + self.extra.get("bool", 0) + self.extra.get("int8", 0)
         for value in self.saved:
             if value in self.outer:
                 continue

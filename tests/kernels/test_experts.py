@@ -29,21 +29,21 @@ from dskc.runtime.kernels.experts.layer import Biases, experts
 from dskc.runtime.kernels.language import tl, triton
 from dskc.runtime.kernels.tuning import Way
 
-from .conftest import examples
+from .conftest import examples, triton_interprets
 
+with triton_interprets():
 
-@triton.jit
-def bounded_gate(gate, up):  # type: ignore[no-untyped-def]
-    gate, up = tl.minimum(gate, 2.0), tl.minimum(tl.maximum(up, -2.0), 2.0)
-    return gate * tl.sigmoid(1.702 * gate) * (up + 1)
+    @triton.jit
+    def bounded_gate(gate, up):  # type: ignore[no-untyped-def]
+        gate, up = tl.minimum(gate, 2.0), tl.minimum(tl.maximum(up, -2.0), 2.0)
+        return gate * tl.sigmoid(1.702 * gate) * (up + 1)
 
-
-@triton.jit
-def bounded_gate_gradient(gate, up, grad):  # type: ignore[no-untyped-def]
-    low, mid = tl.minimum(gate, 2.0), tl.minimum(tl.maximum(up, -2.0), 2.0)
-    share = tl.sigmoid(1.702 * low)
-    grad_gate = grad * (mid + 1) * share * (1 + 1.702 * low * (1 - share))
-    return tl.where(gate <= 2.0, grad_gate, 0.0), tl.where(tl.abs(up) <= 2.0, grad * low * share, 0.0)
+    @triton.jit
+    def bounded_gate_gradient(gate, up, grad):  # type: ignore[no-untyped-def]
+        low, mid = tl.minimum(gate, 2.0), tl.minimum(tl.maximum(up, -2.0), 2.0)
+        share = tl.sigmoid(1.702 * low)
+        grad_gate = grad * (mid + 1) * share * (1 + 1.702 * low * (1 - share))
+        return tl.where(gate <= 2.0, grad_gate, 0.0), tl.where(tl.abs(up) <= 2.0, grad * low * share, 0.0)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

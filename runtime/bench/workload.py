@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import AttentionKernel, RowKernel, use_kernels
+from ..kernels import AttentionKernel, ExpertsKernel, RowKernel, use_kernels
 from ..modules import GroupedLinear, Linear
 from ..problem import Problem
 from .model import Trained, checked_length, cut_model, random_batch
@@ -135,14 +135,27 @@ def _told(trained: Trained, calls: dict[Call, None], choices: dict[int, int]) ->
 
         return call
 
-    def dispatched(x: Tensor, chosen: Tensor, experts: int) -> Any:
-        choices[experts] = chosen.shape[-1]
-        return dispatch(x, chosen, experts)
+    def gated(kernel: ExpertsKernel) -> Callable[..., Tensor]:
+        def call(x: Tensor, chosen: Tensor, weight: Tensor, gate: Tensor, *others: Any, **options: Any) -> Tensor:
+            choices[gate.shape[0]] = chosen.shape[-1]
+            return kernel(x, chosen, weight, gate, *others, **options)
+
+        return call
+
+    def dispatched(dispatch: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: Tensor, chosen: Tensor, experts: int) -> Any:
+            choices[experts] = chosen.shape[-1]
+            return dispatch(x, chosen, experts)
+
+        return call
 
     for module, name, value in kept:
         if name == "dispatch":
-            dispatch = value
-        setattr(module, name, dispatched if name == "dispatch" else called(name, value))
+            setattr(module, name, dispatched(value))
+        elif isinstance(value, ExpertsKernel):
+            setattr(module, name, gated(value))
+        else:
+            setattr(module, name, called(name, value))
     try:
         yield
     finally:
@@ -151,7 +164,7 @@ def _told(trained: Trained, calls: dict[Call, None], choices: dict[int, int]) ->
 
 
 def _is_kernel(value: object) -> bool:
-    return isinstance(value, RowKernel | AttentionKernel)
+    return isinstance(value, RowKernel | AttentionKernel | ExpertsKernel)
 
 
 def _given(tensor: Tensor) -> Given:

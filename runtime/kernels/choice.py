@@ -54,6 +54,7 @@ def can_run() -> bool:
     return torch.cuda.is_available() or interpreted()
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile cannot follow Triton's knobs
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1)."""
     try:

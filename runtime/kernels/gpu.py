@@ -23,6 +23,11 @@ def require_gpu(operation: str, device: torch.device) -> None:
         )
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile cannot follow the driver
 def _properties(index: int) -> tuple[tuple[int, int], str]:
+    return _asked(index)
+
+
+@cache
+def _asked(index: int) -> tuple[tuple[int, int], str]:
     return torch.cuda.get_device_capability(index), torch.cuda.get_device_name(index)

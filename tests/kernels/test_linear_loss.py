@@ -444,6 +444,7 @@ def test_operations_are_as_they_are_described(bias: bool) -> None:
 
 @pytest.mark.gpu
 @gpu
+@pytest.mark.usefixtures("much_memory")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(2000, 32000, 512), (1, 50257, 768), (777, 50257, 768), (3000, 4096, 1024)])
 @pytest.mark.parametrize("function", [MEAN, ROWS])
@@ -456,6 +457,7 @@ def test_large(function: Function, shape: tuple[int, int, int], dtype: torch.dty
 
 @pytest.mark.gpu
 @gpu
+@pytest.mark.usefixtures("much_memory")
 @pytest.mark.parametrize("rows", [4096, 8192])
 def test_memory_beside_the_gradients(rows: int) -> None:
     x = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -476,6 +478,7 @@ def test_memory_beside_the_gradients(rows: int) -> None:
 LARGE = pytest.param(8200, 262_160, 8192, marks=[pytest.mark.gpu, gpu])
 
 
+@pytest.mark.usefixtures("much_memory")
 @pytest.mark.parametrize(("rows", "vocabulary", "width"), [(40, 66, 32), LARGE])
 def test_logits_whose_places_take_more_than_32_bits(rows: int, vocabulary: int, width: int) -> None:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -25,6 +25,7 @@ TOGETHER = (  # one kernel for all gradients
     tile(4, 1, BLOCK_M=32, BLOCK_N=32),  # fits heads of 256 into 99 KiB of shared memory
 )
 APART_KEYS = (
+    tile(4, 2, BLOCK_M=64, BLOCK_N=64),
     tile(8, 2, BLOCK_M=64, BLOCK_N=128),
     tile(8, 3, BLOCK_M=64, BLOCK_N=128),
     tile(4, 3, BLOCK_M=64, BLOCK_N=64),
@@ -32,6 +33,7 @@ APART_KEYS = (
     tile(4, 1, BLOCK_M=32, BLOCK_N=32),  # fits heads of 256 into 99 KiB of shared memory
 )
 APART_QUERIES = (
+    tile(8, 3, BLOCK_M=128, BLOCK_N=64),
     tile(8, 2, BLOCK_M=128, BLOCK_N=64),
     tile(8, 3, BLOCK_M=128, BLOCK_N=64),
     tile(4, 3, BLOCK_M=64, BLOCK_N=64),
@@ -58,9 +60,8 @@ def backward_ways() -> Sequence[Backward]:
     if interpreted():
         (small,) = INTERPRETED
         return [Backward("apart", small, small), Backward("together", small)]
-    ways = [Backward(f"together {tile.name}", tile) for tile in TOGETHER]
-    ways += [
+    apart = [
         Backward(f"apart {keys.name}, {queries.name}", keys, queries)
         for keys, queries in zip(APART_KEYS, APART_QUERIES, strict=True)
     ]
-    return ways
+    return [*apart, *(Backward(f"together {tile.name}", tile) for tile in TOGETHER)]

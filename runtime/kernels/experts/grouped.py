@@ -11,7 +11,7 @@ from ..choice import kernels_in_use
 from ..row_kernel import KernelError
 from ..tuning import Tile, Way, run_best
 from .grouped_outer import Outer, expert_sums, grouped_outer
-from .grouped_product import Product, check_product, in_rows, launch_product, takes_grouped_mm, torch_product
+from .grouped_product import Gathered, Product, check_product, in_rows, launch_product, takes_grouped_mm, torch_product
 
 
 def grouped_linear(x_RD: Tensor, weight_XFD: Tensor, offsets_X: Tensor, bias_XF: Tensor | None = None) -> Tensor:
@@ -45,11 +45,9 @@ def grouped_product(call: Product, operation: str = "grouped.product") -> Tensor
 
 
 def _product(way: Way, call: Product) -> Tensor:
-    if isinstance(way, Tile):
+    if isinstance(way, Tile | Gathered):
         return launch_product(way, call)
-    x_RK = call.x
-    if call.choices and call.order_R is not None:
-        x_RK = x_RK.index_select(0, call.order_R // call.choices)
+    x_RK = call.gathered().x if call.choices else call.x
     return torch_product(x_RK, call.weight, call.offsets_X, call.flipped)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -38,6 +38,7 @@ MANY = (
     blocks(8, 3, (128, 256, 64), tma=True),
     blocks(8, 3, (128, 256, 64), tma=True, flat=True),
     blocks(8, 3, (256, 128, 64), tma=True),
+    blocks(8, 2, (128, 256, 128), tma=True),
     blocks(4, 3, (128, 128, 64), tma=True),
     blocks(8, 4, (128, 128, 64), tma=True, flat=True),
     blocks(8, 3, (128, 256, 64), tma=False),
@@ -63,7 +64,7 @@ ODD = (blocks(8, 2, (128, 64, 32), tma=False), blocks(4, 2, (64, 64, 32), tma=Fa
 def product_tiles(rows: int, experts: int) -> tuple[Tile, ...]:
     """Tiles for `rows` among `experts`, those that fit the mean first."""
     mean = rows / experts
-    return MANY + SOME[:1] if mean > 96 else SOME + FEW + MANY[4:5] if mean > 24 else FEW + SOME
+    return MANY + SOME[:1] if mean > 96 else SOME + FEW + MANY[5:6] if mean > 24 else FEW + SOME
 
 
 def fitting(tiles: Sequence[Tile], copied: Sequence[Tensor], gathered: Sequence[Tensor] = ()) -> list[Way]:
@@ -74,6 +75,13 @@ def fitting(tiles: Sequence[Tile], copied: Sequence[Tensor], gathered: Sequence[
         return list(ODD)
     tma = has_tma(copied[0].device)
     return [way for way in tiles if tma or not way["TMA"]]
+
+
+@dataclass(frozen=True)
+class Gathered(Way):
+    """Tokens are copied to where their choices are first, so that the TMA unit can load the product's rows."""
+
+    tile: Tile = MANY[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +126,16 @@ class Product:
     def ways(self) -> list[Way]:
         copied = [self.weight, *(self.more or ())]
         tiles = product_tiles(self.rows, self.weight.shape[0])
-        return fitting(tiles, copied, [self.x]) if self.choices else fitting(tiles, [*copied, self.x])
+        if not self.choices:
+            return fitting(tiles, [*copied, self.x])
+        ways = fitting(tiles, copied, [self.x])
+        return ways + [Gathered(f"gathered, {t.name}", t) for t in ways[:3] if isinstance(t, Tile) and t["TMA"]]
+
+    def gathered(self) -> Product:
+        """The same with a row of x for each choice."""
+        assert self.order_R is not None
+        x_RK = self.x.index_select(0, self.order_R // self.choices)
+        return replace(self, x=x_RK, choices=0)
 
 
 def product_key(x: Tensor, rows: int, experts: int, columns: int, *options: bool) -> Key:
@@ -127,8 +144,10 @@ def product_key(x: Tensor, rows: int, experts: int, columns: int, *options: bool
     return (triton.next_power_of_2(rows), experts, columns, x.shape[-1], dtype, precision(x.dtype), *options)
 
 
-def launch_product(way: Tile, call: Product) -> Tensor:
+def launch_product(way: Tile | Gathered, call: Product) -> Tensor:
     """[R, N] by the kernel, with tiles of this kind."""
+    if isinstance(way, Gathered):
+        return launch_product(way.tile, call.gathered())
     rows, columns, inner = call.rows, call.columns, call.x.shape[1]
     y_RN = torch.empty(rows, columns, dtype=call.dtype or call.x.dtype, device=call.x.device)
     if not rows:

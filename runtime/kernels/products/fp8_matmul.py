@@ -13,7 +13,7 @@ from ...reference.quantized import BLOCK, LARGEST
 from ..choice import kernels_in_use
 from ..operation import operation
 from ..row_kernel import KernelError
-from ..tuning import Way
+from ..tuning import Unfit, Way
 from .fp8_quantize import quantize_columns, quantize_rows
 from .product import Product, has_fp8
 from .product_kernel import BLOCKS, ROWS
@@ -144,7 +144,18 @@ def _blocks_fake(x_ND: Tensor, x_scale_JN: Tensor, w_FD: Tensor, w_scale_IJ: Ten
 @operation("fp8_blocks_matmul", _blocks_fake)
 def _blocks(x_ND: Tensor, x_scale_JN: Tensor, w_FD: Tensor, w_scale_IJ: Tensor, dtype: torch.dtype) -> Tensor:
     product = Product(BLOCKS, x_ND, w_FD, x_scale_JN, w_scale_IJ, dtype)
-    return product.run("fp8_blocks_matmul.forward")
+
+    def run_torch() -> Tensor:
+        try:
+            return torch._scaled_mm(
+                x_ND.contiguous(), w_FD.contiguous().t(), x_scale_JN.t(), w_scale_IJ.t(), out_dtype=dtype
+            )
+        except (RuntimeError, ValueError) as error:  # which layouts it takes differs between versions of torch
+            raise Unfit(str(error)) from None
+
+    whole = x_ND.shape[1] % BLOCK == 0 and w_FD.shape[0] % BLOCK == 0 and x_ND.shape[0] % 16 == 0
+    fits = whole and x_ND.is_cuda and dtype == torch.bfloat16 and (x_ND.dtype, w_FD.dtype) == (E4M3, E4M3)
+    return product.run("fp8_blocks_matmul.forward", Way("torch _scaled_mm") if fits else None, run_torch)
 
 
 def _uses_kernels(name: str, x_ND: Tensor, w_FD: Tensor, dtype: torch.dtype) -> bool:

@@ -58,10 +58,9 @@ class Product:
             return run_library()
 
         ways: list[Way] = [*self._tiles()]
-        if (
-            library is not None
-        ):  # of rows it is the likelier: Triton waits for each product before float32 takes it over
-            ways.insert(0 if self.kind == ROWS else len(ways), library)
+        if library is not None:
+            # Of 8-bit floats it is the likelier: Triton waits for each product before float32 takes it over.
+            ways.insert(0 if self.kind in (ROWS, BLOCKS) else len(ways), library)
         return run_best(operation, key, ways, run)
 
     def _tiles(self) -> Sequence[Tile]:

@@ -43,13 +43,13 @@ class Losses:
         many = sum(1 for t in terms if t.loss == PLAIN) > 1
         for term in terms:
             if term.loss == PLAIN:
-                name = f"{PLAIN}_{term.result}" if many else "token"
+                name = _unlike(f"{PLAIN}_{term.result}" if many else "token", [own for _, own in named])
                 function, arguments = self._next_token(term, f"out.{term.result}" if fields else target)
                 if len(terms) == 1 and term.weight == 1:
                     return [*lines, *_only(function, arguments)]
                 lines += _fitted(f"{name} = {function}", arguments)
                 plain = term.result == graph.results[0] and term.ahead == 1  # what held-out text is measured by
-                named.append((PLAIN if plain or not many else f"{PLAIN}_{term.result}", name))
+                named.append((_unlike(PLAIN if plain else name, [key for key, _ in named]) if many else PLAIN, name))
             else:
                 name = f"out.{term.loss}"
                 named.append((term.loss, name))
@@ -75,12 +75,14 @@ class Losses:
         lines = _fitted(f"out = {callee}", tuple(given))
         lines.append("losses: dict[str, Tensor] = {}")
         predicted = [term for term in terms if term.loss == PLAIN]
+        keys: list[str] = []
         factors = []
         for term in terms:
             source = "out" if single else f"out.{term.result or term.loss}"
             key = term.loss
             if term.loss == PLAIN:
-                key = f"{PLAIN}_{term.result}" if len(predicted) > 1 else PLAIN
+                key = _unlike(f"{PLAIN}_{term.result}" if len(predicted) > 1 else PLAIN, keys)
+                keys.append(key)
                 function, arguments = self._next_token(term, source)
                 lines.append("if batch.targets is not None:")
                 lines += (f"    {line}" for line in _fitted(f'losses["{key}"] = {function}', arguments, depth=8))
@@ -113,6 +115,14 @@ class Losses:
         options += [f"softcap={number(found.softcap)}"] if found.softcap is not None else []
         options += [f"scale={number(found.scale)}"] if found.scale != 1 else []
         return LINEAR, (source, weight, "batch.targets", *ahead, *options)
+
+
+def _unlike(name: str, others: list[str]) -> str:
+    """The name, numbered where another term of the same result has it."""
+    chosen, n = name, 2
+    while chosen in others:
+        chosen, n = f"{name}_{n}", n + 1
+    return chosen
 
 
 def _fitted(head: str, arguments: tuple[str, ...], depth: int = 4) -> list[str]:

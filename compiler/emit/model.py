@@ -142,7 +142,10 @@ def _model(graph: Graph, classes: Classes, maps: tuple[LastMap, ...]) -> list[Li
     _before_maps(forward, graph, maps)
     results = [forward.take(value) for value in graph.body.results]
     hidden = Function(names, "", span)
-    before = [*_head(hidden, graph, METHOD), *(Line(text, span) for text in docstring(_hidden_doc(graph, maps), " " * 8))]
+    before = [
+        *_head(hidden, graph, METHOD),
+        *(Line(text, span) for text in docstring(_hidden_doc(graph, maps), " " * 8)),
+    ]
     fill_absent(hidden, graph)
     body = without(graph, maps)
     hidden.region(body)

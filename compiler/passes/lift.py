@@ -65,6 +65,11 @@ def last_maps(graph: Graph, terms: Iterable[Term]) -> tuple[LastMap, ...]:
     return tuple(one for one in found if one is not None and own.issuperset(one.weights))
 
 
+def within_loss(maps: tuple[LastMap, ...]) -> frozenset[Op]:
+    """What is behind the linear maps: kernels compute it with the loss, and keep nothing of it."""
+    return frozenset(op for one in maps for op in one.ops[1:])
+
+
 def lift(graph: Graph, terms: Iterable[Term]) -> Graph:
     """The graph with these maps as its last operations."""
     body, moved = graph.body, []

@@ -20,7 +20,7 @@ from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
 from ..recipe import TrainRecipe
-from .lift import LastMap, last_maps
+from .lift import LastMap, last_maps, within_loss
 
 _BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1, DType.FP8: 1}
 
@@ -77,8 +77,7 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
     """Counts a graph for a recipe's sequence length."""
     sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), **recipe.data}
     maps = last_maps(graph, recipe.objective)
-    within_loss = frozenset(op for one in maps for op in one.ops[1:])
-    top, unfused = _Count(sizes, within_loss=within_loss), _Count(sizes, fused=False)
+    top, unfused = _Count(sizes, within_loss=within_loss(maps)), _Count(sizes, fused=False)
     repeats = []
     for op in graph.body.ops:
         if isinstance(op.attributes, Repeat):

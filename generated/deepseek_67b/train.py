@@ -71,9 +71,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=419_430_400,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=419_430_400, input=33_554_432, weight=838_860_800),
-    ),
+    losses=(LinearLoss(logits=419_430_400, input=33_554_432, weight=838_860_800),),
     optimizer_moments=2,
     flops_per_token=139_544_494_080,  # forward, causal attention counted as the half that it needs
 )

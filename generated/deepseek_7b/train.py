@@ -86,9 +86,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=419_430_400,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=419_430_400, input=16_777_216, weight=419_430_400),
-    ),
+    losses=(LinearLoss(logits=419_430_400, input=16_777_216, weight=419_430_400),),
     optimizer_moments=2,
     flops_per_token=13_988_003_840,  # forward, causal attention counted as the half that it needs
 )

@@ -71,9 +71,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=1_048_576,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=1_048_576, input=65_536, weight=1_048_576),
-    ),
+    losses=(LinearLoss(logits=1_048_576, input=65_536, weight=1_048_576),),
     optimizer_moments=2,
     flops_per_token=8_945_664,  # forward, causal attention counted as the half that it needs
 )

@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=104_857_600,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=104_857_600, input=5_242_880, weight=524_288_000),
-    ),
+    losses=(LinearLoss(logits=104_857_600, input=5_242_880, weight=524_288_000),),
     optimizer_moments=2,
     flops_per_token=44_218_122_240,  # forward, causal attention counted as the half that it needs
 )

@@ -71,9 +71,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=419_430_400,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=419_430_400, input=8_388_608, weight=209_715_200),
-    ),
+    losses=(LinearLoss(logits=419_430_400, input=8_388_608, weight=209_715_200),),
     optimizer_moments=2,
     flops_per_token=5_468_848_128,  # forward, causal attention counted as the half that it needs
 )

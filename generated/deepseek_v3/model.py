@@ -230,8 +230,7 @@ class Model(SpecModule):
         return Output(logits_BSV, next_BSV, out.balance)
 
     def hidden(self, tokens_BS: Tensor) -> Output:
-        """As `forward`, but in place of `logits` and `next` what they are a linear map of, [B, S, D]: losses apply it.
-        """
+        """As `forward`, but in place of `logits` and `next` what they are a linear map of, [B, S, D]: losses apply it."""
         x_BSD = self.embed(tokens_BS).to(self.compute)
         position_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
         cos_SEr, sin_SEr = rope_table(

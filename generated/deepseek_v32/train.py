@@ -85,9 +85,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=132_382_720,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=132_382_720, input=7_340_032, weight=926_679_040),
-    ),
+    losses=(LinearLoss(logits=132_382_720, input=7_340_032, weight=926_679_040),),
     optimizer_moments=2,
     flops_per_token=81_858_396_160,  # forward, causal attention counted as the half that it needs
 )

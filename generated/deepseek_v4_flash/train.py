@@ -85,9 +85,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=132_382_720,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=132_382_720, input=4_194_304, weight=529_530_880),
-    ),
+    losses=(LinearLoss(logits=132_382_720, input=4_194_304, weight=529_530_880),),
     optimizer_moments=2,
     flops_per_token=33_001_406_464,  # forward, causal attention counted as the half that it needs
 )

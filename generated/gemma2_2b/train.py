@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=262_144_000,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=262_144_000, input=2_359_296, weight=589_824_000),
-    ),
+    losses=(LinearLoss(logits=262_144_000, input=2_359_296, weight=589_824_000),),
     optimizer_moments=2,
     flops_per_token=5_337_251_840,  # forward, causal attention counted as the half that it needs
 )

@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=268_435_456,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=268_435_456, input=1_179_648, weight=301_989_888),
-    ),
+    losses=(LinearLoss(logits=268_435_456, input=1_179_648, weight=301_989_888),),
     optimizer_moments=2,
     flops_per_token=2_054_029_312,  # forward, causal attention counted as the half that it needs
 )

@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=268_435_456,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=268_435_456, input=655_360, weight=167_772_160),
-    ),
+    losses=(LinearLoss(logits=268_435_456, input=655_360, weight=167_772_160),),
     optimizer_moments=2,
     flops_per_token=573_833_216,  # forward, causal attention counted as the half that it needs
 )

@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=205_914_112,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=205_914_112, input=2_949_120, weight=579_133_440),
-    ),
+    losses=(LinearLoss(logits=205_914_112, input=2_949_120, weight=579_133_440),),
     optimizer_moments=2,
     flops_per_token=7_415_611_392,  # forward, causal attention counted as the half that it needs
 )

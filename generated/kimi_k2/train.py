@@ -85,9 +85,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=167_772_160,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=167_772_160, input=7_340_032, weight=1_174_405_120),
-    ),
+    losses=(LinearLoss(logits=167_772_160, input=7_340_032, weight=1_174_405_120),),
     optimizer_moments=2,
     flops_per_token=64_651_395_072,  # forward, causal attention counted as the half that it needs
 )

@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=32_768_000,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=32_768_000, input=4_194_304, weight=131_072_000),
-    ),
+    losses=(LinearLoss(logits=32_768_000, input=4_194_304, weight=131_072_000),),
     optimizer_moments=2,
     flops_per_token=13_482_590_208,  # forward, causal attention counted as the half that it needs
 )

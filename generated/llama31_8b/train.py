@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=131_334_144,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=131_334_144, input=4_194_304, weight=525_336_576),
-    ),
+    losses=(LinearLoss(logits=131_334_144, input=4_194_304, weight=525_336_576),),
     optimizer_moments=2,
     flops_per_token=15_277_752_320,  # forward, causal attention counted as the half that it needs
 )

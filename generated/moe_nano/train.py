@@ -71,9 +71,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=524_288,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=524_288, input=49_152, weight=393_216),
-    ),
+    losses=(LinearLoss(logits=524_288, input=49_152, weight=393_216),),
     optimizer_moments=2,
     flops_per_token=4_730_880,  # forward, causal attention counted as the half that it needs
 )

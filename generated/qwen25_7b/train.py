@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=155_713_536,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=155_713_536, input=3_670_016, weight=544_997_376),
-    ),
+    losses=(LinearLoss(logits=155_713_536, input=3_670_016, weight=544_997_376),),
     optimizer_moments=2,
     flops_per_token=14_346_092_544,  # forward, causal attention counted as the half that it needs
 )

@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=155_582_464,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=155_582_464, input=2_097_152, weight=311_164_928),
-    ),
+    losses=(LinearLoss(logits=155_582_464, input=2_097_152, weight=311_164_928),),
     optimizer_moments=2,
     flops_per_token=6_485_966_848,  # forward, causal attention counted as the half that it needs
 )

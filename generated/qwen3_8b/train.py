@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=155_582_464,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=155_582_464, input=4_194_304, weight=622_329_856),
-    ),
+    losses=(LinearLoss(logits=155_582_464, input=4_194_304, weight=622_329_856),),
     optimizer_moments=2,
     flops_per_token=15_438_184_448,  # forward, causal attention counted as the half that it needs
 )

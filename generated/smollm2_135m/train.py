@@ -84,9 +84,7 @@ LEDGER = Ledger(
     loss_kernel=True,
     logits=50_331_648,
     # computed with the linear map behind them, some rows at a time
-    losses=(
-        LinearLoss(logits=50_331_648, input=589_824, weight=28_311_552),
-    ),
+    losses=(LinearLoss(logits=50_331_648, input=589_824, weight=28_311_552),),
     optimizer_moments=2,
     flops_per_token=304_349_184,  # forward, causal attention counted as the half that it needs
 )

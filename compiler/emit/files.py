@@ -23,11 +23,11 @@ from ..verify import verify
 from .classes import Classes
 from .function import Line
 from .kernels import emit_kernels
+from .losses import Losses
 from .model import emit_model, output_fields
 from .names import Names
 from .plan import emit_plan
 from .serve import emit_serve
-from .losses import Losses
 from .train import emit_train
 
 
@@ -42,13 +42,13 @@ def emit(compiled: Compiled, name: str, settings: tuple[str, ...] = ()) -> dict[
     terms = [term for recipe in recipes for term in recipe.objective]
     graph = lift(graph, terms)
     verify(graph)
-    maps = last_maps(graph, terms)
-    kernels = emit_kernels(graph, [term for term in terms if all(term.result != one.result for one in maps)])
+    heads = last_maps(graph, terms)
+    kernels = emit_kernels(graph, [term for term in terms if all(term.result != one.result for one in heads)])
     classes = Classes(Names(graph, kernels=kernels.names.kernels))
-    model = emit_model(graph, classes, maps)
+    model = emit_model(graph, classes, heads)
     serve = emit_serve(graph, classes)
     ledgers = [(recipe, memory(graph, recipe)) for recipe in recipes]
-    losses = Losses(kernels.losses, {one.result: one for one in maps}, classes.names)
+    losses = Losses(kernels.losses, {one.result: one for one in heads}, classes.names)
     written = kernels.file()
     texts = {"__init__.py": _init(graph), "model.py": _join(model), "serve.py": _join(serve)}
     texts["kernels.py"] = _join(written)

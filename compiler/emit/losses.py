@@ -39,7 +39,8 @@ class Losses:
         given = tuple("batch.documents" if name == "documents" else f"batch.{name}" for name in graph.inputs)
         target, callee = self._call(graph, terms)
         lines = _fitted(f"{target} = {callee}", given)
-        spelled, named = [], []
+        spelled: list[str] = []
+        named: list[tuple[str, str]] = []  # keys of what is returned, and the expressions of it
         many = sum(1 for t in terms if t.loss == PLAIN) > 1
         for term in terms:
             if term.loss == PLAIN:

@@ -199,7 +199,7 @@ def _hidden_doc(graph: Graph, maps: tuple[LastMap, ...]) -> str:
     names = [f"`{one.result}`" for one in maps]
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     shapes = ", ".join(dict.fromkeys(f"[{', '.join(str(axis.size) for axis in one.x.type.axes)}]" for one in maps))
-    return f"As `forward`, but in place of {listed} what they are a linear map of, {shapes}: losses apply it."
+    return f"As `forward`, with {listed} before their last linear map, {shapes}: losses apply it."
 
 
 def fill_absent(function: Function, graph: Graph) -> None:

@@ -1,14 +1,14 @@
-"""lift: the linear maps that make logits stand last, so that a loss can take what they are made of instead.
+"""lift: the linear maps that make logits stand last, so that a loss can take what they are made of.
 
 A `next_token` term needs no logits as a whole: `dskc.runtime.kernels.loss.linear_loss` computes it from what the last
 linear map takes and from that map's weight, some rows at a time. What is recognised is a result that is made by
 
     linear (one axis to one, of compute dtype)  ->  scale by a number, any times  ->  softcap
 
-of which the last two may be missing, and that nothing else in the model reads. The map may be applied within a block, as
-by a module for multi-token prediction which shares the model's own head: then it moves out of it, and the block gives
-what the map takes. It stays where it is, and its logits are held, where the block itself owns the map's weight, and where
-a result is compared with something else than next tokens too.
+of which the last two may be missing, and that nothing else in the model reads. The map may be applied within a block,
+as by a module for multi-token prediction which shares the model's own head: then it moves out of it, and the block
+gives what the map takes. It stays where it is, and its logits are held, where the block itself owns the map's weight,
+and where a result is compared with something else than next tokens too.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def within_loss(maps: tuple[LastMap, ...]) -> frozenset[Op]:
 
 def lift(graph: Graph, terms: Iterable[Term]) -> Graph:
     """The graph with these maps as its last operations."""
-    body, moved = graph.body, []
+    body = graph.body
+    moved: list[Op] = []
     for one in last_maps(graph, terms):
         region, ops = _taken_out(body, graph.results.index(one.result))
         body = replace(region, results=body.results)
@@ -149,10 +150,14 @@ def _steps(op: Op) -> tuple[Attributes, ...]:
                 return ()
             given = inner.result
         return steps if len(steps) == len(region.ops) and region.results == (given,) else ()
-    attributes = op.attributes
-    scales = isinstance(attributes, Elementwise) and attributes.by is not None
-    scales = scales and (attributes.operator == "mul" or (attributes.operator == "div" and not attributes.reverse))
-    return (attributes,) if scales or isinstance(attributes, Softcap) else ()
+    return (op.attributes,) if isinstance(op.attributes, Softcap) or _is_scale(op.attributes) else ()
+
+
+def _is_scale(attributes: Attributes) -> bool:
+    """Whether an operation multiplies by a number, or divides by one."""
+    if not isinstance(attributes, Elementwise) or attributes.by is None:
+        return False
+    return attributes.operator == "mul" or (attributes.operator == "div" and not attributes.reverse)
 
 
 # --- moving

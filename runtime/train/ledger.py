@@ -70,8 +70,9 @@ class Ledger:
 
     params: trainable elements in all. rest: saved outside of the repeats, without the loss; rest_unfused: the same
     where kernels do not run. logits: elements that the loss is computed from; loss_kernel: by a kernel, which holds
-    nothing but these and their gradients; losses: of which logits it holds not even these. optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes.
-    flops_per_token: forward, attention counted causally.
+    nothing but these and their gradients; losses: of which logits it holds not even these.
+    optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes. flops_per_token: forward, attention
+    counted causally.
     """
 
     params: int

@@ -1,4 +1,4 @@
-"""Trainers whose losses apply the last linear map themselves: the same losses and gradients as of logits that are held."""
+"""Trainers whose losses apply the last linear map: the same losses and gradients as of logits that are held."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Case:
 
 LIFTED = {
     "plain": Case("logits = linear(rms_norm(x) as norm, D -> V)", ("model.logits.weight, batch.targets)",)),
-    "bias": Case("logits = linear(rms_norm(x), D -> V, bias: true)", ("model.logits.weight", "bias_V=model.logits.bias")),
+    "bias": Case("logits = linear(rms_norm(x), D -> V, bias: true)", ("bias_V=model.logits.bias",)),
     "tied": Case("logits = unembed(rms_norm(x), table)", ("model.table.weight, batch.targets)",)),
     "softcap": Case("logits = softcap(unembed(rms_norm(x), table), 0.2)", ("softcap=0.2)",)),
     "scales": Case("logits = 3 * head(rms_norm(x)) / 0.5", ("scale=6.0)",)),
@@ -81,7 +81,7 @@ LIFTED = {
     ),
     "mtp": Case(
         MTP,
-        ("out.logits, model.shared.weight", "out.next, model.shared.weight, batch.targets, ahead=2, softcap=2.0, scale=0.5"),
+        ("out.logits, model.shared.weight", "out.next, model.shared.weight", "ahead=2, softcap=2.0, scale=0.5"),
         "next_token(logits) + 0.3 * next_token(next, ahead: 2)",
         f"{LOGITS}, next: [B, S, V]",
         ((1.0, 0, 1, 0.0, 0.0), (0.3, 1, 2, 0.0, 0.0)),

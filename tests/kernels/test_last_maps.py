@@ -19,12 +19,14 @@ from dskc.compiler.verify import verify
 from dskc.runtime.data import Batch
 from dskc.runtime.kernels import use_kernels
 from dskc.runtime.kernels.loss import products as loss_products
+from dskc.runtime.kernels.loss.linear_loss import next_token_linear
 from dskc.runtime.reference import next_token, token_losses
-from dskc.runtime.train import Precision
+from dskc.runtime.train import Ledger, LinearLoss, Precision
 from dskc.runtime.train.evaluate import evaluate
 from dskc.runtime.train.ledger import rows as ledger_rows
 from dskc.runtime.train.load import load_package
 
+from ..runtime.test_ledger import peak_of
 from .conftest import triton_interprets
 
 V, D = 37, 16
@@ -263,3 +265,25 @@ def test_no_more_logits_at_a_time_than_fit(tmp_path: Path, monkeypatch: pytest.M
         grads = gradients(model, trainer.objective(model, given)["loss"])  # type: ignore[attr-defined]
     for key in wanted:
         torch.testing.assert_close(grads[key], wanted[key], rtol=1e-6, atol=1e-8, msg=key)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts what torch allocates on the CPU")
+@pytest.mark.parametrize("most", [1 << 17, 1 << 30])
+def test_the_ledger_against_allocations_of_the_loss(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts and at once; what there is before the loss is not counted."""
+    monkeypatch.setattr("dskc.runtime.train.ledger.MOST_BYTES", most)
+    monkeypatch.setattr(loss_products, "MOST_BYTES", most)
+    rows, vocabulary = 128, 1008
+    x = torch.randn(2, rows // 2, D, requires_grad=True)
+    weight = torch.randn(vocabulary, D, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (2, rows // 2))
+    fp32 = Precision("fp32", "fp32", "fp32", "fp32")
+    loss = LinearLoss(rows // 2 * vocabulary, rows // 2 * D, vocabulary * D)
+    ledger = Ledger(1, logits=loss.logits, loss_kernel=True, losses=(loss,))
+    (row,) = (r for r in ledger_rows(ledger, fp32, 2, 0, True) if r.name == "logits and loss")
+    with use_kernels("triton"):
+        next_token_linear(x, weight, targets).backward()  # ways are chosen
+        x.grad = weight.grad = None
+        with torch.profiler.profile(profile_memory=True) as profile:
+            next_token_linear(x, weight, targets).backward()
+    assert 0.9 * row.bytes < peak_of(profile) < 1.05 * row.bytes + 20_000

@@ -39,7 +39,7 @@ def emit(compiled: Compiled, name: str, settings: tuple[str, ...] = ()) -> dict[
     header = Header(spec, spec_hash, settings)
     trains = [r for r in compiled.recipes.trains.values() if r.model == name]
     recipes = trains or [default_train(graph, total_parameters(graph))]
-    terms = [term for recipe in recipes for term in recipe.objective]
+    terms = tuple(term for recipe in recipes for term in recipe.objective)
     graph = lift(graph, terms)
     verify(graph)
     heads = last_maps(graph, terms)
@@ -47,7 +47,7 @@ def emit(compiled: Compiled, name: str, settings: tuple[str, ...] = ()) -> dict[
     classes = Classes(Names(graph, kernels=kernels.names.kernels))
     model = emit_model(graph, classes, heads)
     serve = emit_serve(graph, classes)
-    ledgers = [(recipe, memory(graph, recipe)) for recipe in recipes]
+    ledgers = [(recipe, memory(graph, recipe, terms)) for recipe in recipes]
     losses = Losses(kernels.losses, {one.result: one for one in heads}, classes.names)
     written = kernels.file()
     texts = {"__init__.py": _init(graph), "model.py": _join(model), "serve.py": _join(serve)}

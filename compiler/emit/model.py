@@ -138,7 +138,7 @@ def _model(graph: Graph, classes: Classes, maps: tuple[LastMap, ...]) -> list[Li
         fill_absent(forward, graph)
         forward.region(graph.body)
         results = [forward.take(value) for value in graph.body.results]
-        return [*made, Line(""), *head, *forward.lines, *_returned(graph, results)]
+        return [*made, Line(""), *head, *forward.lines, *_returned(graph, graph.body, results)]
     _before_maps(forward, graph, maps)
     results = [forward.take(value) for value in graph.body.results]
     hidden = Function(names, "", span)
@@ -149,8 +149,8 @@ def _model(graph: Graph, classes: Classes, maps: tuple[LastMap, ...]) -> list[Li
     fill_absent(hidden, graph)
     body = without(graph, maps)
     hidden.region(body)
-    before += [*hidden.lines, *_returned(graph, [hidden.take(value) for value in body.results])]
-    return [*made, Line(""), *head, *forward.lines, *_returned(graph, results), Line(""), *before]
+    before += [*hidden.lines, *_returned(graph, body, [hidden.take(value) for value in body.results])]
+    return [*made, Line(""), *head, *forward.lines, *_returned(graph, graph.body, results), Line(""), *before]
 
 
 def _head(function: Function, graph: Graph, name: str) -> list[Line]:
@@ -186,12 +186,12 @@ def _before_maps(function: Function, graph: Graph, maps: tuple[LastMap, ...]) ->
     function.region(Region(tuple(outside), ops, tuple(one.logits for one in maps)))
 
 
-def _returned(graph: Graph, results: list[Text]) -> list[Line]:
-    """The last statement of a method that gives what the model gives."""
+def _returned(graph: Graph, body: Region, results: list[Text]) -> list[Line]:
+    """The last statement of a method of this body that gives what the model gives."""
     if output_fields(graph):
         fields = tuple(map(str, results))
         results = [Text(f"Output({', '.join(fields)})", parts=("Output", fields))]
-    return return_lines(results, graph.body.ops[-1].span)
+    return return_lines(results, body.ops[-1].span if body.ops else graph.span)
 
 
 def _hidden_doc(graph: Graph, maps: tuple[LastMap, ...]) -> str:

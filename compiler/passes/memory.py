@@ -19,7 +19,7 @@ from ..ops.kernels import saved_by_kernel
 from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
-from ..recipe import TrainRecipe
+from ..recipe import Term, TrainRecipe
 from .lift import LastMap, last_maps, within_loss
 
 _BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1, DType.FP8: 1}
@@ -73,10 +73,11 @@ class Memory:
     flops_per_token_full: int  # forward; attention counted in full, as torch counts it
 
 
-def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
-    """Counts a graph for a recipe's sequence length."""
+def memory(graph: Graph, recipe: TrainRecipe, terms: tuple[Term, ...] = ()) -> Memory:
+    """Counts a graph for a recipe's sequence length. terms: of all recipes of the model, where there are others."""
     sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), **recipe.data}
-    maps = last_maps(graph, recipe.objective)
+    taken = {term.result for term in recipe.objective}
+    maps = tuple(one for one in last_maps(graph, (*recipe.objective, *terms)) if one.result in taken)
     top, unfused = _Count(sizes, within_loss=within_loss(maps)), _Count(sizes, fused=False)
     repeats = []
     for op in graph.body.ops:

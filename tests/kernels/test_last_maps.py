@@ -287,3 +287,27 @@ def test_the_ledger_against_allocations_of_the_loss(most: int, monkeypatch: pyte
         with torch.profiler.profile(profile_memory=True) as profile:
             next_token_linear(x, weight, targets).backward()
     assert 0.9 * row.bytes < peak_of(profile) < 1.05 * row.bytes + 20_000
+
+
+def test_recipes_of_one_model_agree_on_what_it_gives(tmp_path: Path) -> None:
+    """What another recipe regresses on is held by both."""
+    one = compiled(LIFTED["plain"], tmp_path)
+    spec = tmp_path / "small.dsk"
+    text = spec.read_text(encoding="utf-8")
+    other = text[text.index("train tiny") :].replace("tiny", "other")
+
+    def recompiled(objective: str) -> dict[str, str]:
+        spec.write_text(text + other.replace("next_token(logits)", objective), encoding="utf-8")
+        made, (output,) = compile_spec(spec)
+        assert not made.problems.has_errors
+        return output.files
+
+    both = recompiled("2 * next_token(logits, z: 0.1)")
+    assert "z=0.1" in both["train_other.py"] and "LinearLoss(" in both["train_other.py"]
+    assert (
+        "def hidden" in both["model.py"]
+        and both["model.py"].splitlines()[3:] == one.joinpath("model.py").read_text(encoding="utf-8").splitlines()[3:]
+    )
+    held_by_both = recompiled("regress(logits)")
+    assert "def hidden" not in held_by_both["model.py"]
+    assert not any("LinearLoss" in held_by_both[file] for file in ("train.py", "train_other.py"))

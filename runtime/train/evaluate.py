@@ -95,7 +95,7 @@ def _outputs(model: nn.Module) -> Iterator[list[object]]:
     """
     found: list[object] = []
     handle = model.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-    hidden: Callable[..., object] | None = getattr(model, HIDDEN, None)
+    hidden: Callable[..., object] | None = getattr(model, HIDDEN) if hasattr(type(model), HIDDEN) else None
 
     def noted(*inputs: object) -> object:
         assert hidden is not None

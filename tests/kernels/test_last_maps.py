@@ -209,11 +209,15 @@ def test_a_shared_head_moves_out_of_the_block_that_applies_it(tmp_path: Path) ->
     assert "Linear) ->" not in block, block
 
 
-def test_accuracy_is_measured_on_what_hidden_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight", ["norm", "hidden"])
+def test_accuracy_is_measured_on_what_the_objective_computes(weight: str, tmp_path: Path) -> None:
+    """By `hidden`; or by the model where a weight has that name, and there is no such method."""
     case = Case(
-        "logits = head(rms_norm(x))\n  kind = linear(pool(x), D -> 3)", (),
-        "next_token(logits) + classify(kind)", f"{LOGITS}, kind: [B, 3]",
-    )  # fmt: skip
+        f"logits = head(rms_norm(x) as {weight})\n  kind = linear(pool(x), D -> 3)",
+        (),
+        "next_token(logits) + classify(kind)",
+        f"{LOGITS}, kind: [B, 3]",
+    )
     folder = compiled(case, tmp_path)
     model, trainer = loaded(folder)
     given = batch(rows=6)

@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "generated"), str(ROOT)]
 
 from deepseek_7b import Model  # noqa: E402
-from deepseek_7b.kernels import cross_entropy  # noqa: E402
+from deepseek_7b.train import objective  # noqa: E402
 
 from dskc.runtime import optim  # noqa: E402
+from dskc.runtime.data import Batch  # noqa: E402
 from dskc.runtime.kernels import use_kernels  # noqa: E402
-from dskc.runtime.reference import next_token  # noqa: E402
 
 LENGTH, PEAK = 4096, 989e12
 
@@ -54,7 +54,7 @@ def measure(layers: int, batch: int, kernels: str, compiled: bool) -> dict[str, 
 
     def step(i: int) -> torch.Tensor:
         given = tokens[i % 4]
-        loss = next_token(model(given[:, :-1]), given[:, 1:], rows=cross_entropy)
+        loss = objective(model, Batch(given[:, :-1], given[:, 1:]))["loss"]
         loss.backward()
         optimizer.clip(1.0)
         optimizer.step(1e-5)

@@ -13,12 +13,14 @@ from dskc.dsl.dims import Dim
 
 from .ir import DType, Graph, Op, Region, TensorType, Value, captures
 from .ops.attend import Attend
-from .ops.base import Operation
+from .ops.base import Operation, Saved
 from .ops.experts import Experts
 from .ops.fused import Fused
 from .ops.kernels import saved_by_kernel
 from .ops.structure import Block, Extern, Keep, Repeat
 from .ops.weights import Weights
+from .passes.lift import last_maps, within_loss
+from .recipe import Term
 
 _ZERO = Dim.of(0)
 _WIDTHS = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1}
@@ -59,12 +61,15 @@ class Row:
             yield from row.flat(depth + 1, times * self.copies)
 
 
-def shapes(graph: Graph, compute: DType, sizes: dict[str, int], kernels: bool = False) -> Row:
+def shapes(
+    graph: Graph, compute: DType, sizes: dict[str, int], kernels: bool = False, objective: tuple[Term, ...] = ()
+) -> Row:
     """A model as a row. `compute` is the dtype of activations, `sizes` what is known of the dims of data.
 
-    kernels: whether operations are computed by them, those of the runtime too.
+    kernels: whether operations are computed by them, those of the runtime too. objective: what then takes the results,
+    of which some need not be kept.
     """
-    return _shapes(graph, compute, {**graph.sizes, **sizes}, kernels)
+    return _shapes(graph, compute, {**graph.sizes, **sizes}, kernels, objective)
 
 
 def symbolic_shapes(graph: Graph, compute: DType) -> Row:
@@ -72,9 +77,13 @@ def symbolic_shapes(graph: Graph, compute: DType) -> Row:
     return _shapes(graph, compute, {})
 
 
-def _shapes(graph: Graph, compute: DType, told: dict[str, int], kernels: bool = False) -> Row:
+def _shapes(
+    graph: Graph, compute: DType, told: dict[str, int], kernels: bool = False, objective: tuple[Term, ...] = ()
+) -> Row:
     names = {dim.equation: dim.name for dim in graph.dims if dim.equation is not None}
-    return _Shapes(graph.sizes, told, {**_WIDTHS, DType.COMPUTE: _WIDTHS[compute]}, names, kernels).graph(graph)
+    widths = {**_WIDTHS, DType.COMPUTE: _WIDTHS[compute]}
+    within = within_loss(last_maps(graph, objective)) if kernels else frozenset()
+    return _Shapes(graph.sizes, told, widths, names, kernels, within).graph(graph)
 
 
 @dataclass(slots=True)
@@ -104,6 +113,7 @@ class _Shapes:
     widths: dict[DType, int]
     names: dict[Dim, str]  # of the dims that are equations
     kernels: bool
+    within_loss: frozenset[Op]  # what is computed with a loss, some rows at a time
     owners: dict[Value, Op] = field(default_factory=dict)  # of weights
 
     def graph(self, graph: Graph) -> Row:
@@ -156,7 +166,7 @@ class _Shapes:
             row.rows[:0] = inputs
         elif isinstance(attributes, Extern):
             row.saved += self._bytes(attributes.stated_saved, DType.COMPUTE)
-        saved = kept or attributes.saved(op)
+        saved = Saved() if op in self.within_loss else kept or attributes.saved(op)
         scope.save(saved.values)
         for size, kind in saved.extra:
             row.saved += self._bytes(size, DType(kind))

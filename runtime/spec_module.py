@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 SOURCE_MAP = "source.map.json"
+HIDDEN = "hidden"  # the method of models whose losses take what their last linear map takes: it is called as a model is
 
 
 class SpecModule(nn.Module):
@@ -38,6 +40,27 @@ class SpecModule(nn.Module):
             except Exception as error:
                 add_spec_line(error, _folder(sys.modules[type(self).__module__]))
                 raise
+
+        def __init_subclass__(cls, **options: object) -> None:
+            super().__init_subclass__(**options)
+            if HIDDEN in vars(cls):
+                setattr(cls, HIDDEN, _noted(vars(cls)[HIDDEN]))
+
+
+def _noted(method: Callable[..., object]) -> Callable[..., object]:
+    """A method whose errors carry the line of the spec, as those of a call of its module do."""
+
+    @functools.wraps(method)
+    def call(self: SpecModule, *arguments: object, **options: object) -> object:
+        if torch.compiler.is_compiling():
+            return method(self, *arguments, **options)
+        try:
+            return method(self, *arguments, **options)
+        except Exception as error:
+            add_spec_line(error, _folder(sys.modules[type(self).__module__]))
+            raise
+
+    return call
 
 
 @contextmanager

@@ -63,9 +63,11 @@ def shapes_command(
         graphs = [graph for graph in graphs if graph.name == train.model]
     found = []
     for graph in graphs:
-        given = _given(compiled, graph, train, length, batch)
+        asked = _recipe(compiled, graph, train)
+        given = _given(graph, asked, train, length, batch)
         lowered = lower(graph, None if fused else "canonicalize")
-        found.append((shapes(lowered, DType(given.compute), dict(given.sizes), kernels=fused), given))
+        top = shapes(lowered, DType(given.compute), dict(given.sizes), kernels=fused, objective=asked.objective)
+        found.append((top, given))
     if style == "json":
         click.echo(shapes_json(found))
         return
@@ -83,14 +85,21 @@ def _train(compiled: Compiled, name: str | None) -> TrainRecipe | None:
     return trains[name] if name is not None else None
 
 
-def _given(compiled: Compiled, graph: Graph, train: TrainRecipe | None, length: int | None, batch: int | None) -> Given:
-    """The sizes that the options give to dims of data; ends the command where the model has no such dim."""
+def _recipe(compiled: Compiled, graph: Graph, train: TrainRecipe | None) -> TrainRecipe:
+    """That which was asked for, else the model's first."""
     from ..parameters import total_parameters
     from ..passes.recipes import default_train
-    from ..print_shapes import Given
 
     own = [recipe for recipe in compiled.recipes.trains.values() if recipe.model == graph.name]
-    recipe = train or (own[0] if own else default_train(graph, total_parameters(graph)))
+    return train or (own[0] if own else default_train(graph, total_parameters(graph)))
+
+
+def _given(
+    graph: Graph, recipe: TrainRecipe, train: TrainRecipe | None, length: int | None, batch: int | None
+) -> Given:
+    """The sizes that the options give to dims of data; ends the command where the model has no such dim."""
+    from ..print_shapes import Given
+
     sizes = {"S": length or (train.length if train else None), "B": batch or (1 if train else None)}
     sizes |= dict(train.lengths) if train else {}
     inputs = {symbol for value in graph.body.arguments for axis in value.type.axes for symbol in axis.size.symbols()}

@@ -14,13 +14,16 @@ from .. import __version__
 from ..checkpoint_map import checkpoint_rules
 from ..ir import Graph
 from ..parameters import total_parameters
+from ..passes.lift import last_maps, lift
 from ..passes.memory import memory
 from ..passes.recipes import default_train
 from ..pipeline import Compiled, lower
 from ..program import Program
+from ..verify import verify
 from .classes import Classes
 from .function import Line
 from .kernels import emit_kernels
+from .losses import Losses
 from .model import emit_model, output_fields
 from .names import Names
 from .plan import emit_plan
@@ -36,18 +39,23 @@ def emit(compiled: Compiled, name: str, settings: tuple[str, ...] = ()) -> dict[
     header = Header(spec, spec_hash, settings)
     trains = [r for r in compiled.recipes.trains.values() if r.model == name]
     recipes = trains or [default_train(graph, total_parameters(graph))]
-    kernels = emit_kernels(graph, [term for recipe in recipes for term in recipe.objective])
+    terms = tuple(term for recipe in recipes for term in recipe.objective)
+    graph = lift(graph, terms)
+    verify(graph)
+    heads = last_maps(graph, terms)
+    kernels = emit_kernels(graph, [term for term in terms if all(term.result != one.result for one in heads)])
     classes = Classes(Names(graph, kernels=kernels.names.kernels))
-    model = emit_model(graph, classes)
+    model = emit_model(graph, classes, heads)
     serve = emit_serve(graph, classes)
-    ledgers = [(recipe, memory(graph, recipe)) for recipe in recipes]
+    ledgers = [(recipe, memory(graph, recipe, terms)) for recipe in recipes]
+    losses = Losses(kernels.losses, {one.result: one for one in heads}, classes.names)
     written = kernels.file()
     texts = {"__init__.py": _init(graph), "model.py": _join(model), "serve.py": _join(serve)}
     texts["kernels.py"] = _join(written)
     for i, (recipe, ledger) in enumerate(ledgers):
         file = "train.py" if i == 0 else f"train_{recipe.name}.py"
         plans = [p for p in compiled.recipes.plans.values() if p.train == recipe.name]
-        texts[file] = emit_train(graph, recipe, plans, ledger, kernels.losses, spec, spec_hash, file)
+        texts[file] = emit_train(graph, recipe, plans, ledger, losses, spec, spec_hash, file)
     files = {file: header.on(text) for file, text in texts.items()}
     rules = checkpoint_rules(compiled.program.models[name], graph, compiled.problems)
     files["plan.json"] = emit_plan(graph, ledgers, compiled.recipes, rules, spec, spec_hash)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from ..ir import DimInfo, DType, Graph
+from ..ir import DimInfo, DType, Graph, Region, TensorType, Value
 from ..parameters import total_parameters
+from ..passes.lift import METHOD, LastMap, without
 from .classes import Classes, docstring, module_lines, return_lines
 from .expression import TORCH_DTYPES
-from .function import Function, Line, suffixed
+from .function import LONGEST, Function, Line, suffixed
 from .names import Names
 from .text import WIDTH, Text, fit, number
 
 
-def emit_model(graph: Graph, classes: Classes) -> list[Line]:
-    """The lines of model.py below its header. `classes` is filled with those that it defines."""
+def emit_model(graph: Graph, classes: Classes, maps: tuple[LastMap, ...] = ()) -> list[Line]:
+    """The lines of model.py below its header. `classes` is filled with those that it defines.
+
+    maps: of a lifted graph; those that a loss computes with, so that the model has a method that stops before them.
+    """
     names = classes.names
-    top = _model(graph, classes)
+    top = _model(graph, classes, maps)
     names.use("dskc.runtime.modules", "SpecModule")
     body = classes.lines()
     output = _output(graph)
@@ -122,28 +126,80 @@ def _shape(axes: tuple) -> str:
     return f"[{', '.join(str(axis.size) for axis in axes)}]"
 
 
-def _model(graph: Graph, classes: Classes) -> list[Line]:
+def _model(graph: Graph, classes: Classes, maps: tuple[LastMap, ...]) -> list[Line]:
     names, span = classes.names, graph.span
     lines = ["class Model(SpecModule):", *docstring(_model_doc(graph)), ""]
     lines += ["    def __init__(self, compute: torch.dtype = torch.float32) -> None:", "        super().__init__()"]
     lines.append("        self.compute = compute")
     made = [Line(text, span) for text in lines] + module_lines(classes, graph.body, "")
-    function = Function(names, "", span)
+    forward = Function(names, "", span)
+    head = _head(forward, graph, "forward")
+    if not maps:
+        fill_absent(forward, graph)
+        forward.region(graph.body)
+        results = [forward.take(value) for value in graph.body.results]
+        return [*made, Line(""), *head, *forward.lines, *_returned(graph, graph.body, results)]
+    _before_maps(forward, graph, maps)
+    results = [forward.take(value) for value in graph.body.results]
+    hidden = Function(names, "", span)
+    before = [
+        *_head(hidden, graph, METHOD),
+        *(Line(text, span) for text in docstring(_hidden_doc(graph, maps), " " * 8)),
+    ]
+    fill_absent(hidden, graph)
+    body = without(graph, maps)
+    hidden.region(body)
+    before += [*hidden.lines, *_returned(graph, body, [hidden.take(value) for value in body.results])]
+    return [*made, Line(""), *head, *forward.lines, *_returned(graph, graph.body, results), Line(""), *before]
+
+
+def _head(function: Function, graph: Graph, name: str) -> list[Line]:
+    """The first lines of a method that takes the model's inputs, to which it gives their variables."""
     parameters = ["self"]
-    for name, value in zip(graph.inputs, graph.body.arguments, strict=True):
-        text = function.bind(value, suffixed(name, value.type), parameter=True)
-        absent = name == "documents" or name in graph.optional
+    for given, value in zip(graph.inputs, graph.body.arguments, strict=True):
+        text = function.bind(value, suffixed(given, value.type), parameter=True)
+        absent = given == "documents" or given in graph.optional
         parameters.append(f"{text}: Tensor | None = None" if absent else f"{text}: Tensor")
-    fill_absent(function, graph)
-    function.region(graph.body)
-    results = [function.take(value) for value in graph.body.results]
+    returned = "Output" if output_fields(graph) else "Tensor"
+    return [Line(text, graph.span) for text in fit("    ", f"def {name}", tuple(parameters), f" -> {returned}:")]
+
+
+def _before_maps(function: Function, graph: Graph, maps: tuple[LastMap, ...]) -> None:
+    """What is before these maps, and they themselves: the body of `forward`."""
+    given = tuple(str(function.texts[value]) for value in graph.body.arguments)
+    whole = Text(f"self.{METHOD}({', '.join(given)})", parts=(f"self.{METHOD}", given))
+    ops = tuple(op for one in maps for op in one.ops)
     fields = output_fields(graph)
-    returned = "Output" if fields else "Tensor"
-    head = fit("    ", "def forward", tuple(parameters), f" -> {returned}:")
-    last = graph.body.ops[-1].span
+    outside = {value: name for name, value in zip(fields, graph.body.results, strict=True)} if fields else {}
+    outside |= {one.x: one.result for one in maps}
+    first = maps[0].x
     if fields:
-        results = [Text(f"Output({', '.join(map(str, results))})", parts=("Output", tuple(map(str, results))))]
-    return [*made, Line(""), *(Line(text, span) for text in head), *function.lines, *return_lines(results, last)]
+        holder = Value(TensorType(()), "out")
+        function.assign(function.bind(holder, "out"), whole, graph.span)
+        for value, name in outside.items():
+            function.texts[value] = Text(f"{function.texts[holder]}.{name}")
+            function.waiting[value] = ()
+    elif len(str(whole)) > LONGEST:
+        function.assign(function.bind(first, suffixed(METHOD, first.type)), whole, graph.span)
+    else:
+        function.texts[first], function.waiting[first] = whole, ()
+    function.region(Region(tuple(outside), ops, tuple(one.logits for one in maps)))
+
+
+def _returned(graph: Graph, body: Region, results: list[Text]) -> list[Line]:
+    """The last statement of a method of this body that gives what the model gives."""
+    if output_fields(graph):
+        fields = tuple(map(str, results))
+        results = [Text(f"Output({', '.join(fields)})", parts=("Output", fields))]
+    return return_lines(results, body.ops[-1].span if body.ops else graph.span)
+
+
+def _hidden_doc(graph: Graph, maps: tuple[LastMap, ...]) -> str:
+    """What the method gives that stops before these maps."""
+    names = [f"`{one.result}`" for one in maps]
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    shapes = ", ".join(dict.fromkeys(f"[{', '.join(str(axis.size) for axis in one.x.type.axes)}]" for one in maps))
+    return f"As `forward`, with {listed} before their last linear map, {shapes}: losses apply it."
 
 
 def fill_absent(function: Function, graph: Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from fractions import Fraction
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -56,11 +57,21 @@ class RepeatPart(_Part):
     saved: SavedPart
 
 
+class LossPart(_Part):
+    """Of a result whose loss is computed with its last linear map, so that its logits are not held."""
+
+    logits: int
+    input: int
+    weight: int
+    terms: int
+
+
 class LedgerPart(_Part):
     """Elements for one sequence of the recipe's length; see `runtime/train/ledger.py` for bytes."""
 
     params: int
     logits: int
+    losses: list[LossPart]
     moments: int
     rest: SavedPart
     repeats: list[RepeatPart]
@@ -178,6 +189,7 @@ def _train(graph: Graph, train: TrainRecipe, ledger: Memory) -> TrainPart:
         ledger=LedgerPart(
             params=ledger.params,
             logits=ledger.logits,
+            losses=[LossPart(**asdict(one)) for one in ledger.losses],
             moments=ledger.moments,
             rest=_saved(ledger.rest),
             repeats=[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -12,11 +11,11 @@ from types import SimpleNamespace
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..ir import DType, Graph, Value
-from ..passes.memory import Memory, Saved
+from ..passes.memory import LossMemory, Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
-from .model import output_fields
-from .text import WIDTH, fit, number
+from .losses import LINEAR, Losses
+from .text import WIDTH, number
 
 NEXT_TOKEN = "next_token"
 BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
@@ -37,7 +36,7 @@ def emit_train(
     recipe: TrainRecipe,
     plans: list[PlanRecipe],
     ledger: Memory,
-    losses: Mapping[tuple[object, ...], str],
+    losses: Losses,
     spec: str,
     spec_hash: str,
     file: str,
@@ -46,6 +45,7 @@ def emit_train(
     imports = [
         "Batch",
         "Ledger",
+        "LinearLoss",
         "Plan",
         "Precision",
         "Recipe",
@@ -57,19 +57,22 @@ def emit_train(
     ]
     if not ledger.repeats:
         imports.remove("Repeat")
+    if not ledger.losses:
+        imports.remove("LinearLoss")
     plain = is_plain(graph, recipe.objective)
     if not plain:
         imports += ["Input", *(["Task"] if any(t.loss in ("classify", "regress") for t in recipe.objective) else [])]
         imports.sort(key=lambda name: (name[0].islower(), name))
-    called = dict.fromkeys(t.loss for t in recipe.objective if t.result is not None)
-    reference = [*sorted(called), *([] if plain else ["weighted"])]
+    called = losses.functions(recipe.objective)
+    reference = [*sorted(called - {LINEAR}), *([] if plain else ["weighted"])]
     return _template().render(
         model=graph.name,
         head=_head(graph, recipe, file),
         recipe=recipe,
         objective=objective_text(recipe.objective),
-        objective_lines=(_objective if plain else _of_tasks)(graph, recipe.objective, losses),
+        objective_lines=(losses.objective if plain else losses.of_tasks)(graph, recipe.objective),
         reference=reference,
+        linear=LINEAR in called,
         imports=imports,
         recipe_fields=_recipe(graph, recipe, spec, spec_hash),
         plans=_plans(plans, recipe, ledger),
@@ -224,6 +227,12 @@ def _saved(saved: Saved) -> str:
     return f"Saved({', '.join(parts)})"
 
 
+def _loss(loss: LossMemory) -> str:
+    terms = f", terms={loss.terms}" if loss.terms != 1 else ""
+    sizes = ", ".join(f"{name}={number(getattr(loss, name))}" for name in ("logits", "input", "weight"))
+    return f"LinearLoss({sizes}{terms})"
+
+
 def _ledger(ledger: Memory) -> SimpleNamespace:
     repeats = [
         SimpleNamespace(
@@ -242,6 +251,7 @@ def _ledger(ledger: Memory) -> SimpleNamespace:
         rest=_saved(ledger.rest),
         rest_unfused=_saved(ledger.rest_unfused),
         logits=number(ledger.logits),
+        losses=[_loss(one) for one in ledger.losses],
         moments=ledger.moments,
         flops=number(ledger.flops_per_token),
     )
@@ -272,67 +282,3 @@ def _schedule(record: Record, optimizer: Record) -> str:
     else:
         parts.append(f"decay={_float(record['decay'])}")
     return f"optim.{record.name}({', '.join(parts)})"
-
-
-def _objective(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[object, ...], str]) -> list[str]:
-    fields = output_fields(graph)
-    inputs = ", ".join("batch.documents" if name == "documents" else f"batch.{name}" for name in graph.inputs)
-    single = not fields
-    lines = [f"{'logits' if single else 'out'} = model({inputs})"]
-    spelled, named = [], []
-    many = sum(1 for t in terms if t.loss == "next_token") > 1
-    for term in terms:
-        if term.loss == NEXT_TOKEN:
-            name = f"next_token_{term.result}" if many else "token"
-            source = "logits" if single else f"out.{term.result}"
-            ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
-            by = f", rows=kernels.{losses[term.kernel]}"
-            lines.append(f"{name} = next_token({source}, batch.targets{ahead}{by})")
-            plain = term.result == graph.results[0] and term.ahead == 1  # what held-out text is measured by
-            key = "next_token" if plain or not many else f"next_token_{term.result}"
-            named.append((key, name))
-        else:
-            name = f"out.{term.loss}"
-            named.append((term.loss, name))
-        spelled.append(name if term.weight == 1 else f"{float(term.weight):g} * {name}")
-    total = " + ".join(spelled)
-    if len(terms) == 1 and terms[0].weight == 1:
-        loss = lines[1].split(" = ", 1)[1]
-        return [lines[0], f'return {{"loss": {loss}}}']
-    pairs = [f'"{key}": {name}' for key, name in (("loss", total), *named)]
-    whole = f"return {{{', '.join(pairs)}}}"
-    if len(whole) + 4 <= WIDTH:
-        return [*lines, whole]
-    return [*lines, "return {", *(f"    {pair}," for pair in pairs), "}"]
-
-
-def _of_tasks(graph: Graph, terms: tuple[Term, ...], losses: Mapping[tuple[object, ...], str]) -> list[str]:
-    """The objective where inputs and targets come and go: terms count in the batches that have their target."""
-    single = not output_fields(graph)
-    own = {"tokens": "batch.tokens", "documents": "batch.documents"}
-    given = (
-        own.get(name) or (f'batch.inputs.get("{name}")' if name in graph.optional else f'batch.inputs["{name}"]')
-        for name in graph.inputs
-    )
-    lines = [line[4:] for line in fit("    ", "out = model", tuple(given), "")]
-    lines.append("losses: dict[str, Tensor] = {}")
-    predicted = [term for term in terms if term.loss == NEXT_TOKEN]
-    factors = []
-    for term in terms:
-        source = "out" if single else f"out.{term.result or term.loss}"
-        key = term.loss
-        if term.loss == NEXT_TOKEN:
-            key = f"{NEXT_TOKEN}_{term.result}" if len(predicted) > 1 else NEXT_TOKEN
-            ahead = f", ahead={term.ahead}" if term.ahead != 1 else ""
-            rows = f", rows=kernels.{losses[term.kernel]}"
-            lines.append("if batch.targets is not None:")
-            lines.append(f'    losses["{key}"] = {NEXT_TOKEN}({source}, batch.targets{ahead}{rows})')
-        elif term.result is not None:
-            key = f"{term.loss}_{term.result}"
-            lines.append(f'if "{term.result}" in batch.labels:')
-            lines.append(f'    losses["{key}"] = {term.loss}({source}, batch.labels["{term.result}"])')
-        else:
-            lines.append(f'losses["{key}"] = {source}')
-        if term.weight != 1:
-            factors.append(f'"{key}": {float(term.weight):g}')
-    return [*lines, f'return {{"loss": weighted(losses, {{{", ".join(factors)}}}), **losses}}']

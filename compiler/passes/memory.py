@@ -19,7 +19,8 @@ from ..ops.kernels import saved_by_kernel
 from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
-from ..recipe import TrainRecipe
+from ..recipe import Term, TrainRecipe
+from .lift import LastMap, last_maps, within_loss
 
 _BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1, DType.FP8: 1}
 
@@ -46,6 +47,18 @@ class RepeatMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class LossMemory:
+    """Terms of one result, computed with its last linear map: elements of its logits, of what the map takes, and of
+    the map's weight and bias.
+    """
+
+    logits: int
+    input: int
+    weight: int
+    terms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """The first ledger: what one device must hold, before dtypes are known."""
 
@@ -54,15 +67,18 @@ class Memory:
     rest: Saved
     rest_unfused: Saved
     logits: int
+    losses: tuple[LossMemory, ...]
     moments: int
     flops_per_token: int  # forward; causal attention counted as the half that it needs
     flops_per_token_full: int  # forward; attention counted in full, as torch counts it
 
 
-def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
-    """Counts a graph for a recipe's sequence length."""
+def memory(graph: Graph, recipe: TrainRecipe, terms: tuple[Term, ...] = ()) -> Memory:
+    """Counts a graph for a recipe's sequence length. terms: of all recipes of the model, where there are others."""
     sizes = {**graph.sizes, **dict.fromkeys(_data(graph), 1), **recipe.data}
-    top, unfused = _Count(sizes), _Count(sizes, fused=False)
+    taken = {term.result for term in recipe.objective}
+    maps = tuple(one for one in last_maps(graph, (*recipe.objective, *terms)) if one.result in taken)
+    top, unfused = _Count(sizes, within_loss=within_loss(maps)), _Count(sizes, fused=False)
     repeats = []
     for op in graph.body.ops:
         if isinstance(op.attributes, Repeat):
@@ -86,10 +102,19 @@ def memory(graph: Graph, recipe: TrainRecipe) -> Memory:
         rest=top.total(),
         rest_unfused=unfused.total(),
         logits=logits,
+        losses=tuple(_loss(one, recipe, sizes) for one in maps),
         moments=1 if recipe.optimizer.name == "lion" else 2,
         flops_per_token=causal // length,
         flops_per_token_full=full // length,
     )
+
+
+def _loss(last: LastMap, recipe: TrainRecipe, sizes: dict[str, int]) -> LossMemory:
+    def elements(*values: Value) -> int:
+        return sum(int(value.type.elements.evaluate(sizes)) for value in values)
+
+    terms = sum(1 for term in recipe.objective if term.result == last.result)
+    return LossMemory(elements(last.logits), elements(last.x), elements(*last.weights), terms)
 
 
 def positions(graph: Graph, recipe: TrainRecipe) -> int:
@@ -157,6 +182,7 @@ class _Count:
 
     sizes: dict[str, int]
     fused: bool = True  # by kernels, or by the operations that these stand for
+    within_loss: frozenset[Op] = frozenset()  # what the kernels of a loss compute as they go
     saved: dict[Value, None] = field(default_factory=dict)
     same: dict[Value, Value] = field(default_factory=dict)
     extra: dict[str, int] = field(default_factory=dict)
@@ -172,6 +198,8 @@ class _Count:
     def op(self, op: Op) -> None:
         attributes = op.attributes
         assert isinstance(attributes, Operation)
+        if op in self.within_loss:
+            return
         kept = saved_by_kernel(op, self.sizes) if self.fused else None
         if isinstance(attributes, Keep):
             self.same.update(zip(op.results, op.operands, strict=True))

@@ -4,7 +4,7 @@ from ..data.batch import Batch
 from ..data.fields import Input, Task
 from .checkpoint import write_checkpoint
 from .folder import create_run_folder
-from .ledger import Ledger, Repeat, Saved
+from .ledger import Ledger, LinearLoss, Repeat, Saved
 from .load import load_model, load_weights
 from .options import Options, parse_options
 from .recipe import Plan, Precision, Recipe
@@ -15,6 +15,7 @@ __all__ = [
     "Batch",
     "Input",
     "Ledger",
+    "LinearLoss",
     "Options",
     "Plan",
     "Precision",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch, Task, unigram_entropy
+from ..spec_module import HIDDEN
 
 Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
@@ -87,13 +88,28 @@ def evaluate(
 
 @contextmanager
 def _outputs(model: nn.Module) -> Iterator[list[object]]:
-    """What the model gives while the objective runs, which gives only losses."""
+    """What the model gives while the objective runs, which gives only losses.
+
+    That is what `forward` gives, or `hidden` where a loss applies the last linear map itself: all that is compared with
+    labels is the same in both.
+    """
     found: list[object] = []
     handle = model.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    hidden: Callable[..., object] | None = getattr(model, HIDDEN) if hasattr(type(model), HIDDEN) else None
+
+    def noted(*inputs: object) -> object:
+        assert hidden is not None
+        found.append(output := hidden(*inputs))
+        return output
+
+    if hidden is not None:
+        setattr(model, HIDDEN, noted)  # the instance's own hides its class's
     try:
         yield found
     finally:
         handle.remove()
+        if hidden is not None:
+            delattr(model, HIDDEN)
 
 
 def _result(output: object, name: str) -> Tensor:

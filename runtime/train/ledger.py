@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..kernels.loss.products import MOST_BYTES
 from .recipe import Precision, dtype_of
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -49,14 +50,29 @@ class Repeat:
 
 
 @dataclass(frozen=True)
+class LinearLoss:
+    """A loss of logits that is computed with the linear map which makes them, and holds only some of them at a time.
+
+    logits, input: elements of them, and of what the map takes, for one sequence. weight: elements of the map's weight
+    and bias. terms: how many of the objective are computed so from these logits, each with gradients of its own.
+    """
+
+    logits: int
+    input: int
+    weight: int
+    terms: int = 1
+
+
+@dataclass(frozen=True)
 class Ledger:
     """What the compiler knows of a model's memory, in elements; all activations for one sequence of the recipe's
     length.
 
     params: trainable elements in all. rest: saved outside of the repeats, without the loss; rest_unfused: the same
     where kernels do not run. logits: elements that the loss is computed from; loss_kernel: by a kernel, which holds
-    nothing but these and their gradients. optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes.
-    flops_per_token: forward, attention counted causally.
+    nothing but these and their gradients; losses: of which logits it holds not even these.
+    optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes. flops_per_token: forward, attention
+    counted causally.
     """
 
     params: int
@@ -68,11 +84,13 @@ class Ledger:
     flops_per_token: int = 0
     rest_unfused: Saved | None = None
     loss_kernel: bool = False
+    losses: tuple[LinearLoss, ...] = ()
 
     def without_kernels(self) -> Ledger:
         """The ledger of the same model where kernels do not run, and what their references save is saved."""
         repeats = tuple(replace(r, saved=r.unfused or r.saved, unfused=None) for r in self.repeats)
-        return replace(self, repeats=repeats, rest=self.rest_unfused or self.rest, rest_unfused=None, loss_kernel=False)
+        rest = self.rest_unfused or self.rest
+        return replace(self, repeats=repeats, rest=rest, rest_unfused=None, loss_kernel=False, losses=())
 
     @property
     def layers(self) -> int:
@@ -99,10 +117,9 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     params, moments = ledger.params, ledger.params * ledger.optimizer_moments
     gradients = params * _width(precision.params)
     kept = _keep(ledger, precision, microbatch, recompute)
-    width = _width(precision.compute)
-    loss = microbatch * ledger.logits * (2 * width if ledger.loss_kernel else max(LOSS_BYTES, 4 * width))
+    loss = _loss(ledger, precision, microbatch)
     later = kept.again + (0 if accumulated else gradients)  # in place of what has gone by then
-    beyond = max(0, later - kept.saved - kept.cast - loss)
+    beyond = max(0, later - kept.saved - kept.cast - loss.bytes)
     activations = kept.throughout + kept.saved
     found = [
         Row("parameters", gradients, f"{params:,} in {precision.params}"),
@@ -122,10 +139,26 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     passed = f"{microbatch} sequence{'s' * (microbatch != 1)}, {recompute} of {ledger.layers} layers recomputed"
     found += [
         Row("activations", activations + (beyond if accumulated else 0), passed),
-        Row("logits and loss", loss, f"{microbatch * ledger.logits:,} logits"),
+        loss,
     ]
     share = round(SHARE * total(found)) + LIBRARIES
     return [*found, Row("allocator and libraries", share, f"{SHARE:.0%} and {LIBRARIES // MIB} MiB")]
+
+
+def _loss(ledger: Ledger, precision: Precision, microbatch: int) -> Row:
+    """What there is of logits and losses as the backward pass begins."""
+    logits, width = microbatch * ledger.logits, _width(precision.compute)
+    if not ledger.loss_kernel:
+        return Row("logits and loss", logits * max(LOSS_BYTES, 4 * width), f"{logits:,} logits")
+    held = logits - microbatch * sum(one.logits for one in ledger.losses)
+    if not ledger.losses:
+        return Row("logits and loss", held * 2 * width, f"{held:,} logits")
+    gradients = sum(one.terms * (microbatch * one.input + one.weight) for one in ledger.losses) * width
+    part = max(min(microbatch * one.logits * width, MOST_BYTES) for one in ledger.losses)
+    # Afterwards the first of these gradients gets the dtype of its parameter, whose own copy has gone.
+    cast = max(one.weight for one in ledger.losses) * (_width(precision.params) - width)
+    why = f"{held + part // width:,} logits at a time, gradients of the map behind them"
+    return Row("logits and loss", held * 2 * width + gradients + max(part, cast), why)
 
 
 def total(lines: Sequence[Row]) -> int:

@@ -61,7 +61,8 @@ def agrees(checked: Graph) -> None:
     """With and without kernels, a graph costs what is counted elsewhere."""
     recipe, whole = default_train(checked, 1), lower(checked)
     for fused, graph in ((True, whole), (False, lower(checked, "canonicalize"))):
-        found = shapes(graph, DType.BF16, {"B": 1, **recipe.data}, kernels=fused)
+        sizes = {"B": 1, **recipe.data}
+        found = shapes(graph, DType.BF16, sizes, kernels=fused, objective=recipe.objective)
         assert found.parameters == total_parameters(whole)
         assert (int(found.flops.constant), int(found.causal.constant)) == flops(
             whole, recipe.length, lengths=recipe.lengths

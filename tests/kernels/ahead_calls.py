@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -41,6 +42,8 @@ def experts_calls() -> Iterator[Call]:
         yield partial(layer.down_product, narrow, down, routing, choices, factor, None)
         back = gated.GatedGradient(x, down, narrow, narrow, factor, routing, choices, gated.SILU_GATE)
         yield partial(gated.gated_gradient, back, hidden=True, share=True)
+        copied = replace(back, grad=empty(rows, width), gathered=True)
+        yield partial(gated.gated_gradient, copied, hidden=True, share=True)
         yield partial(layer._tokens_gradient, narrow, narrow, up, up, routing, choices)
         outer = partial(Outer, offsets_X=routing.offsets_X, dtype=BF16)
         yield partial(grouped_outer.grouped_outer, outer(narrow, empty(rows, width)))
@@ -50,6 +53,10 @@ def experts_calls() -> Iterator[Call]:
         for kind in (BF16, torch.float32):
             x_RD, weight = empty(rows, width, dtype=kind), empty(experts, inner, width, dtype=kind)
             yield partial(grouped.grouped_product, Product(x_RD, weight, routing.offsets_X))
+            tokens_TD = empty(tokens, width, dtype=kind)
+            yield partial(
+                grouped.grouped_product, Product(tokens_TD, weight, routing.offsets_X, routing.order_R, choices)
+            )
             yield partial(
                 grouped.grouped_product,
                 Product(empty(rows, inner, dtype=kind), weight, routing.offsets_X, flipped=True),

@@ -25,6 +25,7 @@ from dskc.runtime.kernels.experts import (
     sorting,
 )
 from dskc.runtime.kernels.experts.gated import SILU_GATE, GatedActivation
+from dskc.runtime.kernels.experts.grouped_product import MANY_ROWS
 from dskc.runtime.kernels.experts.layer import Biases, experts
 from dskc.runtime.kernels.language import tl, triton
 from dskc.runtime.kernels.tuning import Way
@@ -292,9 +293,11 @@ def test_experts(
     assert not any(gradient[idle].any() for gradient in found[3:])
 
 
-@pytest.mark.parametrize("number", range(len(SMALL) + 1))
-def test_experts_each_way(number: int) -> None:
+@pytest.mark.parametrize("many", [MANY_ROWS, 0], ids=["gathered by kernels", "copied first"])
+@pytest.mark.parametrize("number", range(len(SMALL) + 2))
+def test_experts_each_way(number: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes of a multiple of 16 bytes, so that the TMA unit is a way, and torch's own products."""
+    monkeypatch.setattr(grouped_product, "MANY_ROWS", many)
     found, exact, _ = layer_case(11, 2, 3, 24, 24, torch.float16, number, bias=number % 2 == 1)
     assert_close(found, exact, 2 * TOLERANCE[torch.float16])
 
@@ -429,7 +432,7 @@ def test_grouped_linear_fp8(counts: list[int], inner: int, width: int, number: i
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 @pytest.mark.parametrize(  # as many as there are ways for so many rows of an expert: few, some, many
-    ("tokens", "number"), [(tokens, n) for tokens, count in ((3, 9), (100, 10), (2000, 12)) for n in range(count)]
+    ("tokens", "number"), [(tokens, n) for tokens, count in ((3, 9), (100, 10), (2000, 14)) for n in range(count)]
 )
 def test_every_tile(number: int, tokens: int) -> None:
     found, exact, _ = layer_case(tokens, 4, 8, 384, 512, torch.bfloat16, number, bias=number % 2 == 1)

@@ -15,13 +15,18 @@ from ..tuning import Tile, Way, run_best
 from .grouped_loop import accumulate, accumulate_two, find_tile, halves, rows_to_read
 from .grouped_product import (
     FEW,
+    MANY_ROWS,
     SOME,
+    Gathered,
     blocks,
     fitting,
+    gather_rows,
     grid,
     list_tiles,
     precision,
     product_key,
+    rows_first,
+    rows_operand,
     takes_grouped_mm,
     torch_product,
     weight_operand,
@@ -85,7 +90,7 @@ LEAST = (blocks(4, 2, (64, 64, 64), tma=False),)  # for GPUs whose programs have
 def paired_tiles(rows: int, experts: int) -> tuple[Tile, ...]:
     """Tiles for `rows` among `experts`, those that fit the mean first."""
     some, mean = (SOME[0], SOME[2]), rows / experts
-    return (PAIRED + some[:1] if mean > 96 else some + FEW + PAIRED[3:4] if mean > 24 else FEW + some) + LEAST
+    return (PAIRED + some[:1] if mean > MANY_ROWS else some + FEW + PAIRED[3:4] if mean > 24 else FEW + some) + LEAST
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +115,8 @@ def gated(call: Gated, hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor 
     `keep`. The activation sees gate and up rounded to their dtype, kept or not."""
     x, rows, (experts, columns, _) = call.x_TD, call.routing.order_R.shape[0], call.gate.shape
     ways = fitting(paired_tiles(rows, experts), [call.gate, call.up], [x])
+    if rows_first(x, rows, experts) and isinstance(ways[0], Tile) and ways[0]["TMA"]:
+        ways.insert(1, Gathered(f"gathered, {ways[0].name}", ways[0]))
     if takes_grouped_mm(x, call.gate, call.up) and call.gate_bias is None:
         ways.append(Way("torch grouped_mm"))
     key = product_key(x, rows, experts, columns, hidden, keep, call.gate_bias is not None)
@@ -118,7 +125,9 @@ def gated(call: Gated, hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor 
 
 def _gated(way: Way, call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, (offsets_X, order_R, _), (_, columns, inner) = call.x_TD, call.routing, call.gate.shape
-    rows = order_R.shape[0]
+    rows, gathered = order_R.shape[0], isinstance(way, Gathered)
+    if isinstance(way, Gathered):
+        x, way = gather_rows(x, order_R, call.choices), way.tile
     if not isinstance(way, Tile):
         return _gated_by_torch(call, with_hidden, keep)
     hidden, gate, up = (
@@ -129,16 +138,17 @@ def _gated(way: Way, call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor
         return hidden, gate, up
     tiles, slots = list_tiles(offsets_X, rows, way)
     gated_kernel[grid(way, slots, columns, x.device)](
-        x, weight_operand(call.gate, way), weight_operand(call.up, way), hidden, gate, up, call.gate_bias, call.up_bias,
-        tiles, order_R, slots, columns, inner, call.choices, x.stride(0), *call.gate.stride()[:2],
-        *call.up.stride()[:2], ACTIVATION=call.activation.value, EVEN_K=inner % way["BLOCK_K"] == 0,
+        rows_operand(x, way, gathered), weight_operand(call.gate, way), weight_operand(call.up, way),
+        hidden, gate, up, call.gate_bias, call.up_bias, tiles, order_R, slots, columns, inner, call.choices,
+        x.stride(0), *call.gate.stride()[:2], *call.up.stride()[:2],
+        GATHER=not gathered, ACTIVATION=call.activation.value, EVEN_K=inner % way["BLOCK_K"] == 0,
         PRECISION=precision(x.dtype), **way.options,
     )  # fmt: skip
     return hidden, gate, up
 
 
 def _gated_by_torch(call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    x_RD = call.x_TD.index_select(0, call.routing.order_R // call.choices)
+    x_RD = gather_rows(call.x_TD, call.routing.order_R, call.choices)
     gate, up = (torch_product(x_RD, weight, call.routing.offsets_X) for weight in (call.gate, call.up))
     hidden = torch.empty_like(gate) if with_hidden else None
     if hidden is not None and hidden.numel():
@@ -149,36 +159,38 @@ def _gated_by_torch(call: Gated, with_hidden: bool, keep: bool) -> tuple[Tensor 
 
 @triton.jit
 def gated_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, gate_weight, up_weight, hidden_ptr, gate_ptr, up_ptr, gate_bias_ptr, up_bias_ptr, tiles_ptr, order_ptr,
+    x, gate_weight, up_weight, hidden_ptr, gate_ptr, up_ptr, gate_bias_ptr, up_bias_ptr, tiles_ptr, order_ptr,
     S, N, K, choices, x_stride, gate_stride_X, gate_stride, up_stride_X, up_stride,
-    ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
+    GATHER: tl.constexpr, ACTIVATION: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,
+    FLAT: tl.constexpr,
 ):  # fmt: skip
-    """See `gated`."""
+    """See `gated`. With GATHER x are tokens, else rows, which the TMA unit then loads too."""
+    kind: tl.constexpr = (hidden_ptr if gate_ptr is None else gate_ptr).dtype.element_ty
     columns = tl.cdiv(N, BLOCK_N)
     count = tl.load(tiles_ptr + 3 * S) * columns
     for number in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLAT):
         expert, row, end, column = find_tile(number, tiles_ptr, S, columns, GROUP)
         column *= BLOCK_N
-        read_M = rows_to_read(row, end, order_ptr, choices, True, BLOCK_M)
+        read_M = rows_to_read(row, end, order_ptr, choices, GATHER, BLOCK_M)
         gate_MN, up_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         gate_MN, up_MN = accumulate_two(
-            gate_MN, up_MN, x_ptr, row, read_M, x_stride, gate_weight, up_weight, expert, column, N, K,
-            gate_stride_X, gate_stride, up_stride_X, up_stride, False, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION,
+            gate_MN, up_MN, x, row, read_M, x_stride, gate_weight, up_weight, expert, column, N, K, gate_stride_X,
+            gate_stride, up_stride_X, up_stride, TMA and not GATHER, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION,
         )  # fmt: skip
         row_M, column_N = row + tl.arange(0, BLOCK_M)[:, None], column + tl.arange(0, BLOCK_N)[None, :]
         if gate_bias_ptr is not None:
             of_expert_N = expert.to(tl.int64) * N + column_N
             gate_MN += tl.load(gate_bias_ptr + of_expert_N, column_N < N, other=0.0).to(tl.float32)
             up_MN += tl.load(up_bias_ptr + of_expert_N, column_N < N, other=0.0).to(tl.float32)
-        gate_MN, up_MN = gate_MN.to(x_ptr.dtype.element_ty), up_MN.to(x_ptr.dtype.element_ty)
+        gate_MN, up_MN = gate_MN.to(kind), up_MN.to(kind)
         place_MN, mask_MN = row_M.to(tl.int64) * N + column_N, (row_M < end) & (column_N < N)
         if gate_ptr is not None:
             tl.store(gate_ptr + place_MN, gate_MN, mask_MN)
             tl.store(up_ptr + place_MN, up_MN, mask_MN)
         if hidden_ptr is not None:
             hidden_MN = ACTIVATION(gate_MN.to(tl.float32), up_MN.to(tl.float32))
-            tl.store(hidden_ptr + place_MN, hidden_MN.to(hidden_ptr.dtype.element_ty), mask_MN)
+            tl.store(hidden_ptr + place_MN, hidden_MN.to(kind), mask_MN)
 
 
 @triton.jit
@@ -199,11 +211,11 @@ def activate_kernel(  # type: ignore[no-untyped-def]
 class GatedGradient:
     """What backward knows when it comes to the activation.
 
-    grad_TD: the gradient of the experts' sum. down: [X, D, F]. gate, up: [R, F] as `gated` kept them. factor_R: the
-    routers' weights, by choice.
+    grad: the gradient of the experts' sum [T, D], or where it is `gathered` [R, D]. down: [X, D, F]. gate, up: [R, F]
+    as `gated` kept them. factor_R: the routers' weights, by choice.
     """
 
-    grad_TD: Tensor
+    grad: Tensor
     down: Tensor
     gate: Tensor
     up: Tensor
@@ -211,6 +223,7 @@ class GatedGradient:
     routing: Routing
     choices: int
     activation: GatedActivation
+    gathered: bool = False
 
 
 def gated_gradient(
@@ -223,10 +236,11 @@ def gated_gradient(
     if not rows:
         factor = gate.new_empty(0, dtype=torch.float32) if share else None
         return torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate) if hidden else None, factor
-    ways = fitting(paired_tiles(rows, experts), [call.down], [call.grad_TD])
-    if takes_grouped_mm(call.grad_TD, call.down):
+    tiles = paired_tiles(rows, experts)
+    ways = fitting(tiles, [call.down, call.grad]) if call.gathered else fitting(tiles, [call.down], [call.grad])
+    if takes_grouped_mm(call.grad, call.down):
         ways.append(Way("torch grouped_mm"))
-    key = product_key(call.grad_TD, rows, experts, columns, hidden, share)
+    key = product_key(call.grad, rows, experts, columns, hidden, share, call.gathered)
     return run_best("experts.gated_gradient", key, ways, lambda way: _gated_gradient(way, call, hidden, share))
 
 
@@ -242,15 +256,17 @@ def _gated_gradient(
     written = (grad_gate, grad_up, weighed, share_PR)
     if isinstance(way, Tile):
         tiles, slots = list_tiles(offsets_X, rows, way)
+        tma = bool(way["TMA"]) and call.gathered
         gated_gradient_kernel[grid(way, slots, columns, device)](
-            call.grad_TD, weight_operand(call.down, way, flipped=True), call.gate, call.up, call.factor_R, *written,
-            tiles, order_R, slots, columns, inner, rows, call.choices, call.grad_TD.stride(0),
-            *call.down.stride()[:2], VALUE=call.activation.value, GRADIENT=call.activation.gradient,
-            EVEN_K=inner % way["BLOCK_K"] == 0, PRECISION=precision(gate.dtype),
+            rows_operand(call.grad, way, tma), weight_operand(call.down, way, flipped=True),
+            call.gate, call.up, call.factor_R, *written, tiles, order_R, slots, columns, inner, rows, call.choices,
+            call.grad.stride(0), *call.down.stride()[:2], GATHER=not call.gathered, TMA_X=tma,
+            VALUE=call.activation.value, GRADIENT=call.activation.gradient, EVEN_K=inner % way["BLOCK_K"] == 0,
+            PRECISION=precision(gate.dtype),
             **way.options,
         )  # fmt: skip
     else:
-        grad_RD = call.grad_TD.index_select(0, order_R // call.choices)
+        grad_RD = call.grad if call.gathered else gather_rows(call.grad, order_R, call.choices)
         grad_hidden = torch_product(grad_RD, call.down, offsets_X, flipped=True)
         activate_gradient_kernel[(rows,)](
             grad_hidden, call.gate, call.up, call.factor_R, *written, order_R, columns,
@@ -261,10 +277,11 @@ def _gated_gradient(
 
 @triton.jit
 def gated_gradient_kernel(  # type: ignore[no-untyped-def]
-    grad_ptr, down, gate_ptr, up_ptr, factor_ptr, grad_gate_ptr, grad_up_ptr, hidden_ptr, share_ptr,
+    grad, down, gate_ptr, up_ptr, factor_ptr, grad_gate_ptr, grad_up_ptr, hidden_ptr, share_ptr,
     tiles_ptr, order_ptr, S, N, K, R, choices, grad_stride, down_stride_X, down_stride,
-    VALUE: tl.constexpr, GRADIENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr, FLAT: tl.constexpr,
+    GATHER: tl.constexpr, TMA_X: tl.constexpr, VALUE: tl.constexpr, GRADIENT: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
     """See `gated_gradient`. A factor's gradient is that of its row, `grad . (hidden @ down.T)`, as `(grad @ down) .
     hidden`: in parts, one for each tile of columns."""
@@ -273,11 +290,11 @@ def gated_gradient_kernel(  # type: ignore[no-untyped-def]
     for number in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLAT):
         expert, row, end, part = find_tile(number, tiles_ptr, S, columns, GROUP)
         column = part * BLOCK_N
-        read_M = rows_to_read(row, end, order_ptr, choices, True, BLOCK_M)
+        read_M = rows_to_read(row, end, order_ptr, choices, GATHER, BLOCK_M)
         grad_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         grad_MN = accumulate(
-            grad_MN, grad_ptr, row, read_M, grad_stride, down, expert, column, N, K, down_stride_X, down_stride,
-            True, False, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, None,
+            grad_MN, grad, row, read_M, grad_stride, down, expert, column, N, K, down_stride_X, down_stride,
+            True, TMA_X, TMA, EVEN_K, BLOCK_N, BLOCK_K, PRECISION, None,
         )  # fmt: skip
         row_M = row + tl.arange(0, BLOCK_M)
         choice_M = tl.load(order_ptr + row_M, row_M < end, other=0)

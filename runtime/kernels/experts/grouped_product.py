@@ -32,6 +32,8 @@ def blocks(warps: int, stages: int, shape: tuple[int, int, int], tma: bool, flat
     return tile(warps, stages, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, **options)
 
 
+MANY_ROWS = 96  # of an expert, in the mean
+
 # Tiles by the rows that an expert has, the likeliest best first.
 MANY = (
     blocks(8, 4, (128, 256, 64), tma=True),
@@ -64,7 +66,18 @@ ODD = (blocks(8, 2, (128, 64, 32), tma=False), blocks(4, 2, (64, 64, 32), tma=Fa
 def product_tiles(rows: int, experts: int) -> tuple[Tile, ...]:
     """Tiles for `rows` among `experts`, those that fit the mean first."""
     mean = rows / experts
-    return MANY + SOME[:1] if mean > 96 else SOME + FEW + MANY[5:6] if mean > 24 else FEW + SOME
+    return MANY + SOME[:1] if mean > MANY_ROWS else SOME + FEW + MANY[5:6] if mean > 24 else FEW + SOME
+
+
+def gather_rows(x_TD: Tensor, order_R: Tensor, choices: int) -> Tensor:
+    """Each choice's token, [R, D]."""
+    return x_TD.index_select(0, order_R // choices)
+
+
+def rows_first(x_TD: Tensor, rows: int, experts: int) -> bool:
+    """Whether tokens are copied to their rows before products over rows: experts have many, and the TMA unit loads
+    those faster than it takes to copy them. Products over tokens and columns alone gather as they load."""
+    return rows > MANY_ROWS * experts and x_TD.dtype != torch.float32 and aligned(x_TD) and has_tma(x_TD.device)
 
 
 def fitting(tiles: Sequence[Tile], copied: Sequence[Tensor], gathered: Sequence[Tensor] = ()) -> list[Way]:
@@ -134,8 +147,7 @@ class Product:
     def gathered(self) -> Product:
         """The same with a row of x for each choice."""
         assert self.order_R is not None
-        x_RK = self.x.index_select(0, self.order_R // self.choices)
-        return replace(self, x=x_RK, choices=0)
+        return replace(self, x=gather_rows(self.x, self.order_R, self.choices), choices=0)
 
 
 def product_key(x: Tensor, rows: int, experts: int, columns: int, *options: bool) -> Key:

@@ -1,8 +1,9 @@
 """A layer of gated experts in kernels: sorted by expert, three products forward and six backward, tokens brought home.
 
-What lies between the products never leaves them: the gathers of tokens, the activation and its gradient, the routers'
-weights and their gradient. Of what has a row for each choice, forward keeps gate and up alone, and neither with
-`keep=False`. The sums over a token's choices have one order: the same call gives the same bits.
+What lies between the products never leaves them: forward's gather of tokens, the activation and its gradient, the
+routers' weights and their gradient. Backward copies tokens and their gradients to their rows first where experts have
+many, one after the other: two products read each of them. Of what has a row for each choice, forward keeps gate and up
+alone, and neither with `keep=False`. The sums over a token's choices have one order: the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from ..tuning import Tile, Way, run_best
 from .combine import bias_shares, combine_rows
 from .gated import ACTIVATIONS, SILU_GATE, Gated, GatedActivation, GatedGradient, gated, gated_gradient
 from .grouped_outer import Outer, expert_sums, grouped_outer
-from .grouped_product import SUPPORTED, Product, in_rows, launch_product, takes_grouped_mm, torch_product
+from .grouped_product import (
+    SUPPORTED,
+    Product,
+    gather_rows,
+    in_rows,
+    launch_product,
+    rows_first,
+    takes_grouped_mm,
+    torch_product,
+)
 from .sorting import Routing, sort_by_expert
 
 
@@ -160,22 +170,26 @@ def _backward(
         _, gate_kept, up_kept = gated(again, hidden=False, keep=True)
         assert gate_kept is not None and up_kept is not None
         gate_RF, up_RF = gate_kept, up_kept
-    call = GatedGradient(grad, down, gate_RF, up_RF, factor_R, routing, choices, function)
+    copied = rows_first(x, order.shape[0], offsets.shape[0])
+    grad_rows = gather_rows(grad, order, choices) if copied else grad
+    call = GatedGradient(grad_rows, down, gate_RF, up_RF, factor_R, routing, choices, function, copied)
     grad_gate, grad_up, hidden_RF, share_R = gated_gradient(call, hidden=wanted[4], share=wanted[1])
     made: list[Tensor | None] = [None] * 8
+    if hidden_RF is not None:
+        made[4] = _outer(grad_rows, hidden_RF, routing, choices, copied, gather_y=True)
+    del call, grad_rows, hidden_RF
     if wanted[0]:
         made[0] = _tokens_gradient(grad_gate, grad_up, gate, up, routing, choices)
     if share_R is not None:
         if down_bias is not None:
             share_R = share_R + bias_shares(grad, _flat(down_bias), offsets, order, choices)
         made[1] = share_R.view(weight.shape).to(weight.dtype)
+    x_rows = gather_rows(x, order, choices) if copied and (wanted[2] or wanted[3]) else x
     for place, rows_RF in ((2, grad_gate), (3, grad_up)):
         if wanted[place]:
-            made[place] = grouped_outer(Outer(rows_RF, x, offsets, x.dtype, order, choices, gather_x=True))
+            made[place] = _outer(rows_RF, x_rows, routing, choices, copied, gather_x=True)
         if wanted[place + 3]:
             made[place + 3] = expert_sums(rows_RF, offsets, x.dtype)
-    if hidden_RF is not None:
-        made[4] = grouped_outer(Outer(grad, hidden_RF, offsets, x.dtype, order, choices, gather_y=True))
     if wanted[7]:
         made[7] = expert_sums(grad, offsets, x.dtype, order, choices, factor_R)
     return tuple(x.new_empty(0) if t is None else t for t in made)  # type: ignore[return-value]
@@ -253,6 +267,13 @@ def _tokens_gradient(
         return combine_rows(grad_RD, choices, home_R)
 
     return run_best("experts.tokens_gradient", (*call.key, choices), ways, run)
+
+
+def _outer(y: Tensor, x: Tensor, routing: Routing, choices: int, copied: bool, **gathers: bool) -> Tensor:
+    """A weight's gradient; what `gathers` says is tokens, unless they have been `copied` to their rows."""
+    if copied:
+        return grouped_outer(Outer(y, x, routing.offsets_X, x.dtype))
+    return grouped_outer(Outer(y, x, routing.offsets_X, x.dtype, routing.order_R, choices, **gathers))
 
 
 def _flat(bias: Tensor | None) -> Any:

@@ -239,7 +239,8 @@ def gated_gradient(
     tiles = paired_tiles(rows, experts)
     ways = fitting(tiles, [call.down, call.grad]) if call.gathered else fitting(tiles, [call.down], [call.grad])
     if takes_grouped_mm(call.grad, call.down):
-        ways.append(Way("torch grouped_mm"))
+        # The likelier where its rows are there: what lies behind the product leaves the kernel few registers.
+        ways.insert(0 if call.gathered else len(ways), Way("torch grouped_mm"))
     key = product_key(call.grad, rows, experts, columns, hidden, share, call.gathered)
     return run_best("experts.gated_gradient", key, ways, lambda way: _gated_gradient(way, call, hidden, share))
 

@@ -66,7 +66,7 @@ class Outer:
     def ways(self) -> list[Way]:
         ways = fitting(GATHERED if self.order_R is not None else OUTER, [self.y, self.x])
         if takes_grouped_mm(self.y, self.x) and self.dtype == self.x.dtype:
-            ways.append(Way("torch grouped_mm"))
+            ways.insert(0 if self.order_R is None else len(ways), Way("torch grouped_mm"))
         return ways
 
 

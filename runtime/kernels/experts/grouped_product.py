@@ -36,9 +36,9 @@ MANY_ROWS = 96  # of an expert, in the mean
 
 # Tiles by the rows that an expert has, the likeliest best first.
 MANY = (
+    blocks(8, 3, (128, 256, 64), tma=True, flat=True),
     blocks(8, 4, (128, 256, 64), tma=True),
     blocks(8, 3, (128, 256, 64), tma=True),
-    blocks(8, 3, (128, 256, 64), tma=True, flat=True),
     blocks(8, 3, (256, 128, 64), tma=True),
     blocks(8, 2, (128, 256, 128), tma=True),
     blocks(4, 3, (128, 128, 64), tma=True),

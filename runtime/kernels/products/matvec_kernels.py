@@ -13,6 +13,9 @@ FLOAT, INT8, INT4 = 0, 1, 2
 PLAIN, AFTER, BEFORE = 0, 1, 2
 _FLOAT, _INT8, _INT4 = tl.constexpr(FLOAT), tl.constexpr(INT8), tl.constexpr(INT4)
 _PLAIN, _AFTER, _BEFORE = tl.constexpr(PLAIN), tl.constexpr(AFTER), tl.constexpr(BEFORE)
+_FIRST = tl.constexpr(
+    528
+)  # programs that may wait for the kernel before, 4 for each multiprocessor: others ask in vain
 MAGIC = 0x4B000000  # 2 ** 23 as a float32: its last bits count. Given as an argument, one instruction masks and adds.
 _CENTRE, _CENTRE_BITS = tl.constexpr(12582912.0), tl.constexpr(0x4B400000)  # 1.5 * 2 ** 23: so for signed numbers
 
@@ -133,9 +136,10 @@ def multiply_add_kernel(  # type: ignore[no-untyped-def]
         itemsize: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
         lines: tl.constexpr = BLOCK_D * itemsize // (1024 if KIND == _INT4 else 128)
         columns = W if KIND == _INT4 else D
-        _ask_for_rows(weight_F1, columns, itemsize, lines)
-        if ACTIVATION is not None:
-            _ask_for_rows(up_F1, columns, itemsize, lines)
+        if tl.program_id(0) < _FIRST:
+            _ask_for_rows(weight_F1, columns, itemsize, lines)
+            if ACTIVATION is not None:
+                _ask_for_rows(up_F1, columns, itemsize, lines)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 

@@ -53,16 +53,15 @@ class Row:
     layers: int
     batch: int
     attention: int
-    target: float
     choices: int = 0
     recomputed: bool = False
 
 
 ROWS = (
-    Row("DeepSeek-7B, 30 layers, 1 x 4096", "deepseek_7b", 30, 1, 32 * 128, 1.40, recomputed=True),
-    Row("DeepSeek-7B, 8 layers, 2 x 4096", "deepseek_7b", 8, 2, 32 * 128, 1.09),
-    Row("Qwen3-30B-A3B, 4 layers, 4 x 4096", "qwen3_30b_a3b", 4, 4, 32 * 128, 1.45, choices=8),
-    Row("DeepSeek-V2-Lite, 5 layers, 4 x 4096", "deepseek_v2_lite", 5, 4, 16 * 160, 1.45, choices=6),
+    Row("DeepSeek-7B, 30 layers, 1 x 4096", "deepseek_7b", 30, 1, 32 * 128, recomputed=True),
+    Row("DeepSeek-7B, 8 layers, 2 x 4096", "deepseek_7b", 8, 2, 32 * 128),
+    Row("Qwen3-30B-A3B, 4 layers, 4 x 4096", "qwen3_30b_a3b", 4, 4, 32 * 128, choices=8),
+    Row("DeepSeek-V2-Lite, 5 layers, 4 x 4096", "deepseek_v2_lite", 5, 4, 16 * 160, choices=6),
 )
 WHO = ("dskc", "dskc, compiled", "transformers, compiled")
 
@@ -260,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="rows with this in their names")
     parser.add_argument("--who", action="append", default=[], choices=WHO, help="and of these alone")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the figures there, as JSON")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="add the figures to that file, as JSON")
     parser.add_argument("--commit", default=commit(), help="what is measured, where git cannot tell")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -269,16 +268,21 @@ def main() -> None:
         print(json.dumps(measure(row, options.one[1])))
         return
     began = datetime.now(UTC).isoformat(timespec="seconds")
-    found = {"began": began, "machine": machine(), "commit": options.commit, "targets": {}, "rows": []}
+    rows: list[dict[str, float | str]] = []
+    run = {"began": began, "machine": machine(), "commit": options.commit, "rows": rows}
+    kept = (
+        json.loads(options.write.read_text(encoding="utf-8"))["runs"]
+        if options.write and options.write.exists()
+        else []
+    )
     for row in ROWS:
         if options.only and not any(text in row.name for text in options.only):
             continue
-        found["targets"][row.name] = row.target
         for who in options.who or WHO:
-            found["rows"].append(in_a_process(row, who))
-            print(found["rows"][-1], flush=True)
+            rows.append(in_a_process(row, who))
+            print(rows[-1], flush=True)
             if options.write:
-                options.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                options.write.write_text(json.dumps({"runs": [*kept, run]}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -122,8 +122,8 @@ BETWEEN: Mapping[str, str] = {  # by a target's title: what stands between, of e
     "which cannot gather on Hopper. Copying them first takes as long as it saves.",
     "with the weighted scatter, 64 experts": "the peer is the product alone. Bringing each token's six rows home moves "
     "0.47 GB more, 0.16 ms at the rate of copying.",
-    "grouped products, 32 experts": "torch's own product is one of the ways, but seemed slower when ways were timed one "
-    "after the other, each for a sixth of a second, as a GPU cools and heats. Those that are close take turns since.",
+    "grouped products, 32 experts": "torch's own product is one of the ways, but seemed slower when ways were timed "
+    "one after the other for a sixth of a second each, as a GPU cools and heats. Close ones take turns since.",
     "with the gather, 32 experts": "as with 64; with rows of 7168 numbers the copy is 0.94 GB each way. Copied first, "
     "as is tried since, it takes 6.1 ms.",
     "with the weighted scatter, 32 experts": "as with 64: eight rows of each token, 0.6 GB more to move.",

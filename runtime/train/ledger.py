@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..kernels.loss.products import MOST_BYTES
+from ..kernels.loss.products import bytes_at_a_time
 from .recipe import Precision, dtype_of
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -154,7 +154,7 @@ def _loss(ledger: Ledger, precision: Precision, microbatch: int) -> Row:
     if not ledger.losses:
         return Row("logits and loss", held * 2 * width, f"{held:,} logits")
     gradients = sum(one.terms * (microbatch * one.input + one.weight) for one in ledger.losses) * width
-    part = max(min(microbatch * one.logits * width, MOST_BYTES) for one in ledger.losses)
+    part = max(bytes_at_a_time(microbatch * one.logits * width) for one in ledger.losses)
     # Afterwards the first of these gradients gets the dtype of its parameter, whose own copy has gone.
     cast = max(one.weight for one in ledger.losses) * (_width(precision.params) - width)
     why = f"{held + part // width:,} logits at a time, gradients of the map behind them"

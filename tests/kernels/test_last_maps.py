@@ -153,6 +153,12 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def few_logits(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """So many bytes of them at a time."""
+    for bound in ("LEAST_BYTES", "MOST_BYTES"):
+        monkeypatch.setattr(loss_products, bound, most)
+
+
 def held(model: nn.Module, case: Case, given: Batch) -> Tensor:
     """The objective of logits that are held, from `forward`."""
     out = model(given.tokens)
@@ -252,7 +258,7 @@ def test_a_loss_holds_some_logits_and_the_gradients_of_its_map(tmp_path: Path, m
 
     gradients_of_both = 2 * (3 * 8 * D + V * D) * 2
     assert held_bytes(bf16) == 3 * 8 * V * 2 + gradients_of_both
-    monkeypatch.setattr("dskc.runtime.train.ledger.MOST_BYTES", 100)
+    few_logits(monkeypatch, 100)
     assert held_bytes(bf16) == 100 + gradients_of_both
     assert held_bytes(mixed) == V * D * 2 + gradients_of_both, "one gradient becomes fp32 beside them"
     assert held_bytes(bf16, reference=True) == 3 * 8 * V * 16
@@ -264,7 +270,7 @@ def test_no_more_logits_at_a_time_than_fit(tmp_path: Path, monkeypatch: pytest.M
     model, trainer = loaded(compiled(case, tmp_path))
     with use_kernels("reference"):
         wanted = gradients(model, held(model, case, given))
-    monkeypatch.setattr(loss_products, "MOST_BYTES", 4 * 48 * 8)
+    few_logits(monkeypatch, 4 * 48 * 8)
     with use_kernels("triton"):
         grads = gradients(model, trainer.objective(model, given)["loss"])  # type: ignore[attr-defined]
     for key in wanted:
@@ -275,8 +281,7 @@ def test_no_more_logits_at_a_time_than_fit(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("most", [1 << 17, 1 << 30])
 def test_the_ledger_against_allocations_of_the_loss(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In parts and at once; what there is before the loss is not counted."""
-    monkeypatch.setattr("dskc.runtime.train.ledger.MOST_BYTES", most)
-    monkeypatch.setattr(loss_products, "MOST_BYTES", most)
+    few_logits(monkeypatch, most)
     rows, vocabulary = 128, 1008
     x = torch.randn(2, rows // 2, D, requires_grad=True)
     weight = torch.randn(vocabulary, D, requires_grad=True)

@@ -42,12 +42,12 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @contextmanager
 def most_bytes(most: int) -> Iterator[None]:
     """So that few logits are held at a time."""
-    before = loss_products.MOST_BYTES
-    loss_products.MOST_BYTES = most
+    before = loss_products.LEAST_BYTES, loss_products.MOST_BYTES
+    loss_products.LEAST_BYTES = loss_products.MOST_BYTES = most
     try:
         yield
     finally:
-        loss_products.MOST_BYTES = before
+        loss_products.LEAST_BYTES, loss_products.MOST_BYTES = before
 
 
 @contextmanager
@@ -155,6 +155,13 @@ def test_logits_in_the_memory_of_the_gradient(
     if rows > most // dtype.itemsize // loss_rows.aligned(vocabulary):
         assert IN_ITS_PLACE in choices().values()
     close(ours, exact(MEAN, case, **options), TOLERANCE[dtype])
+
+
+def test_bytes_at_a_time() -> None:
+    least, most = loss_products.LEAST_BYTES, loss_products.MOST_BYTES
+    at_a_time = loss_products.bytes_at_a_time
+    assert [at_a_time(n) for n in (0, 7, least, least + 1, 8 * least)] == [0, 7, least, least, least]
+    assert at_a_time(16 * least) == 2 * least and at_a_time(8 * most) == at_a_time(1 << 50) == most
 
 
 def test_parts_never_lie_over_the_gradient_that_is_written_before_them() -> None:

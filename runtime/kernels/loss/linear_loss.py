@@ -4,9 +4,10 @@
 computed with the loss: three matrix products in all, as with the logits kept. `linear_losses` gives each row's loss;
 what its gradients are multiplied by is known only in backward, so that computes the logits again: four products.
 
-Logits are as large as MOST_BYTES at a time. They have the dtype of x, in which cuBLAS gives them; what is computed of
-them is computed in fp32 (fp64 of fp64), and their gradient has their dtype again. The weight's gradient is summed over
-some groups of rows, or the gradient of x over some groups of columns, and rounded to its dtype after each.
+An eighth of the logits is held at a time, at least 200 MiB and at most 640. They have the dtype of x, in which cuBLAS
+gives them; what is computed of them is computed in fp32 (fp64 of fp64), and their gradient has their dtype again. The
+weight's gradient is summed over some groups of rows, or the gradient of x over some groups of columns, and rounded to
+its dtype after each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The matrix products of `linear_loss`, over as many logits at a time as MOST_BYTES hold."""
+"""The matrix products of `linear_loss`, over some logits at a time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,15 @@ from .rows import (
     wide_of,
 )
 
-MOST_BYTES = 200 << 20  # of logits at a time: 1,024 rows of 102,400 in bf16
+# Bytes of logits at a time. The least are 1,024 rows of 102,400 in bf16.
+LEAST_BYTES, MOST_BYTES = 200 << 20, 640 << 20
+GROUPS = 8  # of rows, between those bounds: the weight's gradient is read and written once for each
 ROWS, COLUMNS = 128, 4096  # groups of rows are multiples of the first; groups of columns have at least as many
+
+
+def bytes_at_a_time(logits: int) -> int:
+    """How many bytes of logits are held at once, of so many bytes of them."""
+    return min(logits, max(LEAST_BYTES, min(MOST_BYTES, logits // GROUPS)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,8 @@ class _Mean:
         assert self.grad_VD is not None and widths is not None
         rows = min(self.x_ND.shape)
         used = rows * sum(map(aligned, widths[:-1]))
-        flat = _logits(len(self.x_ND) - rows, self.weight_VD, least=rows * widths[-1])
+        every = len(self.x_ND)
+        flat = _logits(every - rows, self.weight_VD, least=rows * widths[-1], of=every)
         parts = Parts(rows, widths, self.grad_VD.view(-1)[self.grad_VD.numel() - used :], flat)
         x_ND, target_N = self.x_ND[:rows], self.target_N[:rows]
         starts = [sum(widths[:i]) for i in range(len(widths))]
@@ -180,7 +188,7 @@ class _Mean:
 
     def _go_on(self, rows: range, flat: Tensor, first: bool) -> None:
         """The rows that are left, group by group. first: nothing has been written to what is summed over groups."""
-        for group in _row_groups(len(rows), self.weight_VD):
+        for group in _row_groups(len(rows), self.weight_VD, len(self.x_ND)):
             of = slice(rows.start + group.start, rows.start + group.stop)
             x_RD, target_R = self.x_ND[of], self.target_N[of]
             logits, (self.loss_N[of], _) = _rows(
@@ -216,7 +224,7 @@ def gradients_of_rows(
     grad_V = x_ND.new_empty(vocabulary, dtype=wide_of(x_ND.dtype)) if wanted.bias else None
     if not rows:
         return Gradients(grad_ND, *(None if t is None else t.zero_().to(x_ND.dtype) for t in (grad_VD, grad_V)))
-    most = max(MOST_BYTES // x_ND.element_size(), ALIGNED)
+    most = max(_most(rows, weight_VD), ALIGNED)
     groups = list(_split(rows, max(1, most // aligned(min(COLUMNS, vocabulary))), ROWS))
     widest = max(of.stop - of.start for of in groups)
     columns = list(_split(vocabulary, max(ALIGNED, most // widest), ROWS))
@@ -296,17 +304,24 @@ def _add(total: Tensor, part: Tensor, first: bool) -> None:
 # --- how logits are divided
 
 
-def _most_rows(weight_VD: Tensor) -> int:
-    return max(1, MOST_BYTES // (aligned(len(weight_VD)) * weight_VD.element_size()))
+def _most(rows: int, weight_VD: Tensor) -> int:
+    """How many logits are held at once, of all those of so many rows."""
+    size = weight_VD.element_size()
+    return bytes_at_a_time(rows * aligned(len(weight_VD)) * size) // size
 
 
-def _row_groups(rows: int, weight_VD: Tensor) -> Iterator[slice]:
-    return _split(rows, _most_rows(weight_VD), ROWS)
+def _most_rows(rows: int, weight_VD: Tensor) -> int:
+    return max(1, _most(rows, weight_VD) // aligned(len(weight_VD)))
 
 
-def _logits(rows: int, weight_VD: Tensor, least: int = 0) -> Tensor:
+def _row_groups(rows: int, weight_VD: Tensor, of: int | None = None) -> Iterator[slice]:
+    """`rows`, which are some of a call's (all unless told), in groups."""
+    return _split(rows, _most_rows(rows if of is None else of, weight_VD), ROWS)
+
+
+def _logits(rows: int, weight_VD: Tensor, least: int = 0, of: int | None = None) -> Tensor:
     """Memory for the logits of any of the groups that so many rows make, and for as many as `least` in any case."""
-    largest = next(_row_groups(rows, weight_VD), slice(0, 0)).stop
+    largest = next(_row_groups(rows, weight_VD, of), slice(0, 0)).stop
     return weight_VD.new_empty(max(largest * aligned(len(weight_VD)), least))
 
 
@@ -326,10 +341,10 @@ def _widths_within(shape: tuple[int, ...], weight_VD: Tensor) -> tuple[int, ...]
 
     The first is the smallest. So each part begins behind the end of the gradient of its own columns, which is written
     while the part is read: the free memory in front of it is as large as the last part's gradient. None where logits
-    of all rows fit in MOST_BYTES, or parts would be too narrow.
+    of all rows are held at once, or parts would be too narrow.
     """
-    rows, vocabulary, free = min(shape), len(weight_VD), MOST_BYTES // weight_VD.element_size()
-    if shape[0] <= _most_rows(weight_VD) or shape[1] % ALIGNED:
+    rows, vocabulary, free = min(shape), len(weight_VD), _most(shape[0], weight_VD)
+    if shape[0] <= _most_rows(shape[0], weight_VD) or shape[1] % ALIGNED:
         return None
     most = free // rows // ALIGNED * ALIGNED
     if not ALIGNED <= most < vocabulary:

@@ -39,6 +39,24 @@ def test_the_fastest_is_chosen() -> None:
     assert run_best("op", (1,), WAYS, named) == "quick" and run_best("op", (2,), WAYS, named) == "slow"
 
 
+def test_ways_that_are_close_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first timing is of a cold GPU; what is far behind is not timed again."""
+    warm = {"first": 1.1, "second": 1.06, "third": 0.5}
+    turns: list[str] = []
+
+    def timed(run: object, *limits: object) -> list[float]:
+        assert callable(run)
+        turns.append(run())
+        return [warm[turns[-1]]] * 3
+
+    monkeypatch.setattr(tuner.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuner, "gpu_times", timed)
+    ran = {"first": 1.0, "second": 1.05, "third": 1.2}
+    assert tuner._best_of(ran, {way: lambda way=way: way for way in ran}) == "second"
+    assert turns == ["first", "second"] * tuner.AGAIN
+    assert tuner._best_of({"first": 1.0, "third": 2.0}, {}) == "first"
+
+
 def test_compiling_runs_all_and_chooses_nothing() -> None:
     ran: list[str] = []
 

@@ -28,6 +28,10 @@ from .kernel_helpers import HELPERS
 from .names import Names
 from .text import Text, fit, number
 
+GIVEN = {  # what kernels of the runtime are specialised with, by the class that takes it
+    "AttentionKernel": "what queries of attention see",
+    "ExpertsKernel": "what experts do between their products",
+}
 LAYOUTS = {Layout.ROWS: "Rows", Layout.ONE: "One", Layout.VECTOR: "Vector", Layout.PART: "Part"}
 
 
@@ -253,9 +257,12 @@ class KernelsFile:
         imports = sorted(self.used, key=lambda n: (not n[0].isupper(), n))
         module = "dskc.runtime.kernels.attention.masks"
         of_masks = [f"from {module} import {', '.join(sorted(self.of_masks))}"] if self.of_masks else []
+        given = [what for name, what in GIVEN.items() if name in self.used]
+        told = [f"Given to kernels of the runtime: {' and '.join(given)}.", ""] if given else []
         lines = [
             f'"""Kernels of {self.graph.name}: what its model does row by row, as Triton, forward and backward.',
             "",
+            *told,
             "Each is called by the name that its registration gives it: on a GPU, and where Triton interprets, it runs",
             "its kernels; elsewhere its reference. In kernels N counts rows, and other axes have their names in the",
             "model; `h` is half of an axis that turns, `r` the rest of it.",

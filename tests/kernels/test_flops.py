@@ -13,15 +13,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dskc.runtime.kernels import AttentionKernel, use_kernels
+from dskc.runtime.kernels.decode import latent as latent
 from dskc.runtime.kernels.decode.attention import decode_attention
+from dskc.runtime.kernels.experts import grouped_fp8 as grouped_fp8
 from dskc.runtime.kernels.experts.grouped import grouped_linear
 from dskc.runtime.kernels.experts.layer import experts
 from dskc.runtime.kernels.loss.linear_loss import linear_losses, mean_linear_loss
+from dskc.runtime.kernels.products import fp8_matmul, int8_matmul, matvec  # noqa: F401  # which define operations
 from dskc.runtime.reference import mask
 
 from ..compiler.test_properties import COUNTED
 from .test_models import NANO, ROOT, compiled
 
+dskc = torch.ops.dskc
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="attention's kernels take no float32 there")
 
 
@@ -138,3 +142,67 @@ def test_the_linear_loss_counts_three_products_or_four(loss: Callable[..., Tenso
     assert counted(run) == (4 if again else 3) * 2 * 5 * 12 * 33
     with torch.no_grad():
         assert counted(lambda: loss(x, weight, target)) == 2 * 5 * 12 * 33
+
+
+def on_meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+N, D, F, X = 3, 32, 48, 5
+PRODUCT = 2 * N * D * F
+E4M3, BF16, INT = torch.float8_e4m3fn, torch.bfloat16, torch.int32
+OPERATIONS: dict[str, tuple[Callable[[], object], int]] = {  # in the order of their parameters, on tensors without data
+    "matvec": (
+        lambda: dskc.matvec(
+            on_meta(N, D), on_meta(F, D), *[None] * 7, None, 0, 0.0, 0.0, "", BF16, False, False
+        ),
+        PRODUCT,
+    ),
+    "matvec of 4 bits with an up projection": (
+        lambda: dskc.matvec(
+            on_meta(N, D), on_meta(F, D // 2, dtype=torch.uint8), on_meta(F, 1), on_meta(F, 1),
+            on_meta(F, D // 2, dtype=torch.uint8), on_meta(F, 1), on_meta(F, 1), None, None, None, 32, 0.0, 0.0, "",
+            BF16, False, False,
+        ),
+        2 * PRODUCT,
+    ),
+    "int8_linear": (
+        lambda: dskc.int8_linear(
+            on_meta(N, D, dtype=torch.int8), on_meta(F, D, dtype=torch.int8), on_meta(1), on_meta(F),
+            on_meta(1, dtype=INT), on_meta(F, dtype=INT), None, BF16,
+        ),
+        PRODUCT,
+    ),
+    "fp8_rows_matmul": (
+        lambda: dskc.fp8_rows_matmul(
+            on_meta(N, D, dtype=E4M3), on_meta(N), on_meta(F, D, dtype=E4M3), on_meta(F), BF16, True
+        ),
+        PRODUCT,
+    ),
+    "fp8_blocks_matmul": (
+        lambda: dskc.fp8_blocks_matmul(
+            on_meta(N, D, dtype=E4M3), on_meta(1, N), on_meta(F, D, dtype=E4M3), on_meta(1, 1), BF16
+        ),
+        PRODUCT,
+    ),
+    "grouped_linear_fp8 of two choices": (
+        lambda: dskc.grouped_linear_fp8(
+            on_meta(N, D, dtype=E4M3), on_meta(N), on_meta(X, F, D, dtype=E4M3), on_meta(X, F), on_meta(X, dtype=INT),
+            on_meta(2 * N, dtype=INT), 2, BF16, True,
+        ),
+        2 * PRODUCT,
+    ),
+    "latent_decode": (
+        lambda: dskc.latent_decode(
+            on_meta(2, 1, 4, 16), on_meta(2, 1, 4, 8), on_meta(6, 4, 16), on_meta(6, 4, 8), on_meta(2, dtype=INT),
+            on_meta(2, 3, dtype=INT), 10, 1.0, None, None, None,
+        ),
+        2 * 2 * 4 * 10 * (16 + 16 + 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_count_by_shapes(name: str) -> None:
+    run, expected = OPERATIONS[name]
+    assert counted(run) == expected

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..row_kernel import _unique
+from .. import flops
+from ..row_kernel import _plain, _unique
 
 if TYPE_CHECKING:
     from .kernel import AttentionKernel
@@ -41,7 +42,10 @@ class Direct(torch.autograd.Function):
     def backward(ctx: Any, grad_o: Tensor | None, grad_lse: None) -> tuple[Tensor | None, ...]:
         if grad_o is None:
             return (None,) * 7
-        dq, dk, dv, grad_sinks = ctx.kernel._gradients(grad_o, *ctx.saved_tensors)
+        kept = ctx.saved_tensors
+        # A mode that counts or records may have come between forward and backward.
+        gradients = ctx.kernel._gradients if _plain((grad_o, *kept[:3])) else ctx.kernel._backward
+        dq, dk, dv, grad_sinks = gradients(grad_o, *kept)
         return None, dq, dk, dv, None, grad_sinks if ctx.needs_input_grad[5] else None, None
 
 
@@ -85,4 +89,6 @@ def register(kernel: AttentionKernel) -> tuple[Callable[..., Any], Callable[...,
         return dq, dk, dv, None, grad_sinks if ctx.needs_input_grad[4] else None, None
 
     forward.register_autograd(gradient, setup_context=keep)
+    flops.register_flops(name, flops.attention)
+    flops.register_flops(f"{name}_backward", flops.attention_backward)
     return forward, backward

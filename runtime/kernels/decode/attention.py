@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...reference import paged
+from .. import flops
 from ..choice import kernels_in_use
 from ..row_kernel import KernelError
 from ..tuning import Tile, tile
@@ -143,3 +144,4 @@ _operation = torch.library.custom_op(
     "float? softcap, Tensor? sinks, float k_scale, float v_scale) -> (Tensor, Tensor)",
 )  # fmt: skip
 _operation.register_fake(_fake)
+flops.register_flops("dskc::decode_attention", flops.decode_attention)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...reference import paged
+from .. import flops
 from ..choice import kernels_in_use
 from ..row_kernel import KernelError
 from ..tuning import tile
@@ -122,3 +123,4 @@ _operation = torch.library.custom_op(
     "float scale, SymInt? window, float? softcap, Tensor? sinks) -> (Tensor, Tensor)",
 )  # fmt: skip
 _operation.register_fake(_fake)
+flops.register_flops("dskc::latent_decode", flops.latent_decode)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import reference
 from ...reference.context import Context
+from .. import flops
 from ..choice import kernels_in_use
 from ..row_kernel import KernelError
 from ..tuning import Tile, Way, run_best
@@ -111,3 +112,6 @@ def _gradient(ctx: Context, gradient_RF: Tensor) -> tuple[Tensor | None, ...]:
 
 _linear.register_autograd(_gradient, setup_context=_save)
 _linear_bias.register_autograd(_gradient, setup_context=_save)
+for _name in ("dskc::kernel_grouped_linear", "dskc::kernel_grouped_linear_bias"):
+    flops.register_flops(_name, flops.grouped_linear)
+flops.register_flops("dskc::kernel_grouped_linear_backward", flops.grouped_linear_backward)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import flops
 from ..gpu import require_gpu
 from ..language import tl, triton
+from ..operation import operation
 from ..row_kernel import KernelError
 from ..tuning import Tile, Way, run_best
 from .grouped_product import Product, aligned, blocks, fitting, has_tma, in_rows, launch_product
@@ -53,6 +55,24 @@ def grouped_linear_fp8(
         raise KernelError(f"grouped_linear_fp8: its result is bfloat16, float16 or float32, not {dtype}")
     if choices and (order_R is None or order_R.dtype != torch.int32 or order_R.device != x_RD.device):
         raise KernelError(f"grouped_linear_fp8: rows of {choices} choices need their order, int32 on {x_RD.device}")
+    return _run(
+        x_RD, x_scale_R, weight_XFD, weight_scale_XF, offsets_X, order_R if choices else None, choices, dtype, exact
+    )
+
+
+def _fake(
+    x_RD: Tensor, x_scale_R: Tensor, weight_XFD: Tensor, weight_scale_XF: Tensor, offsets_X: Tensor,
+    order_R: Tensor | None, choices: int, dtype: torch.dtype, exact: bool,
+) -> Tensor:  # fmt: skip
+    rows = x_RD.shape[0] if order_R is None else order_R.shape[0]
+    return x_RD.new_empty(rows, weight_XFD.shape[1], dtype=dtype)
+
+
+@operation("grouped_linear_fp8", _fake, flops.grouped_linear_fp8)
+def _run(
+    x_RD: Tensor, x_scale_R: Tensor, weight_XFD: Tensor, weight_scale_XF: Tensor, offsets_X: Tensor,
+    order_R: Tensor | None, choices: int, dtype: torch.dtype, exact: bool,
+) -> Tensor:  # fmt: skip
     call = Product(
         in_rows(x_RD), in_rows(weight_XFD), offsets_X, order_R, choices, dtype=dtype,
         inexact=PROMOTED if exact else None,

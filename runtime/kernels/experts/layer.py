@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import reference
+from .. import flops
 from ..choice import kernels_in_use
 from ..gpu import require_gpu
 from ..row_kernel import KernelError
@@ -226,6 +227,8 @@ def _gradient(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Te
 
 
 _forward.register_autograd(_gradient, setup_context=_save)
+flops.register_flops("dskc::kernel_experts", flops.experts)
+flops.register_flops("dskc::kernel_experts_backward", flops.experts_backward)
 
 
 # --- their parts

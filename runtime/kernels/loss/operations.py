@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import flops
 from .products import Gradients, Wanted, gradients_of_mean, gradients_of_rows, losses_of_rows
 from .rows import LossOptions, scale_in_place, wide_of
 
@@ -137,3 +138,6 @@ def _mean_gradient(ctx: Any, by: Tensor, *_: Tensor | None) -> tuple[Tensor | No
 
 _losses.register_autograd(_losses_gradient, setup_context=_keep_losses)
 _mean.register_autograd(_mean_gradient, setup_context=_keep_mean)
+flops.register_flops("dskc::linear_losses", flops.linear_losses)
+for _name in ("dskc::linear_losses_backward", "dskc::mean_linear_loss"):
+    flops.register_flops(_name, flops.linear_losses_backward)

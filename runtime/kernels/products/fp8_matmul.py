@@ -11,6 +11,7 @@ from torch import Tensor
 from ...reference import quantized as reference
 from ...reference.quantized import BLOCK, LARGEST
 from ..choice import kernels_in_use
+from ..flops import fp8_product
 from ..operation import operation
 from ..row_kernel import KernelError
 from ..tuning import Unfit, Way
@@ -122,7 +123,7 @@ def _rows_fake(
     return x_ND.new_empty(x_ND.shape[0], w_FD.shape[0], dtype=dtype)
 
 
-@operation("fp8_rows_matmul", _rows_fake)
+@operation("fp8_rows_matmul", _rows_fake, fp8_product)
 def _rows(x_ND: Tensor, x_scale_N: Tensor, w_FD: Tensor, w_scale_F: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
     product = Product(ROWS, x_ND, w_FD, x_scale_N, w_scale_F, dtype, fast=fast)
 
@@ -141,7 +142,7 @@ def _blocks_fake(x_ND: Tensor, x_scale_JN: Tensor, w_FD: Tensor, w_scale_IJ: Ten
     return x_ND.new_empty(x_ND.shape[0], w_FD.shape[0], dtype=dtype)
 
 
-@operation("fp8_blocks_matmul", _blocks_fake)
+@operation("fp8_blocks_matmul", _blocks_fake, fp8_product)
 def _blocks(x_ND: Tensor, x_scale_JN: Tensor, w_FD: Tensor, w_scale_IJ: Tensor, dtype: torch.dtype) -> Tensor:
     product = Product(BLOCKS, x_ND, w_FD, x_scale_JN, w_scale_IJ, dtype)
 

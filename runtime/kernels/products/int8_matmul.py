@@ -8,6 +8,7 @@ from torch import Tensor
 from ...reference import quantized as reference
 from ...reference.quantized import Int8Rows
 from ..choice import kernels_in_use
+from ..flops import product as product_flops
 from ..gpu import require_gpu
 from ..language import tl, triton
 from ..operation import operation
@@ -112,7 +113,7 @@ def _linear_fake(
     return x_ND.new_empty(x_ND.shape[0], w_FD.shape[0], dtype=dtype)
 
 
-@operation("int8_linear", _linear_fake)
+@operation("int8_linear", _linear_fake, product_flops)
 def _linear(
     x_ND: Tensor, w_FD: Tensor, x_scale: Tensor, w_scale_F: Tensor, zero: Tensor, sums_F: Tensor,
     bias_F: Tensor | None, dtype: torch.dtype,

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...reference.activation import gelu_tanh, silu
 from ...reference.norm import rms_norm
 from ...reference.quantized import Int8Rows, Weight, dequantize
+from .. import flops
 from ..choice import kernels_in_use
 from ..gpu import require_gpu
 from ..row_kernel import KernelError, _plain
@@ -158,6 +159,7 @@ def _register() -> Callable[..., Tensor]:
         return x_ND.new_empty(x_ND.shape[0], weight.shape[0], dtype=dtype)
 
     operation.register_fake(fake)
+    flops.register_flops("dskc::matvec", flops.matvec)
     return operation
 
 

@@ -89,13 +89,14 @@ def mean_linear_loss(
         return loss_N.sum() / _count(target_N, ignored)
     given = _of_one_dtype(x_ND, weight_VD, bias_V)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    if not wanted:
-        return _mean(losses_of_rows(*given, target_N, options)[0], target_N, ignored)
-    if _plain([t for t in (*given, target_N) if t is not None]):
+    plain = _plain([t for t in (*given, target_N) if t is not None])
+    if plain and wanted:
         return _Mean.apply(*given, target_N, options)
-    from .operations import mean
+    if plain:
+        return _mean(losses_of_rows(*given, target_N, options)[0], target_N, ignored)
+    from .operations import losses, mean
 
-    return mean(*given, target_N, options)
+    return mean(*given, target_N, options) if wanted else _mean(losses(*given, target_N, options), target_N, ignored)
 
 
 def next_token_linear(

@@ -1,4 +1,7 @@
-"""The process that measures: cases that it is asked for, one after another, each timing told as soon as it is there.
+"""The process that measures: cases that it is asked for, one after another, everyone of a case in turns.
+
+A GPU that was busy for a second is slower than one that has rested, by more than what is compared here. So everyone of
+a case first runs once, where ours tries its ways and peers compile, and then all take turns.
 
 What breaks a process's access to the GPU (an illegal address, say) breaks it for good. Therefore all measuring is done
 here, and the process that asks (`isolate.py`) starts another one and goes on.
@@ -10,8 +13,8 @@ import gc
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -25,8 +28,9 @@ from ..kernels.tuning import compiling, tuning
 from .case import OURS, Case, Run, Source
 from .report import Machine, Timed
 
-SECONDS = 0.25  # of timed runs, at least
-FEWEST, MOST = 7, 100
+SECONDS = 0.25  # of timed runs, at least, over all turns
+FEWEST, MOST = 9, 99  # of them, over all turns
+TURNS = 3
 BUILDING = "all"  # in the place of a name: what all of a case need
 
 
@@ -93,22 +97,52 @@ def _answer(request: Request, tell: Callable[[Answer], None]) -> bool:
         tell(Missing(BUILDING, _reason(error), _is_sound()))
         if not _is_sound():
             return False
+    ready: dict[str, Run] = {}
     for name, run in runs.items():
         if name in request.without:
             continue
-        tell(Begun(name))
-        try:
-            if request.timed:
-                tell(_timed(case, name, run))
-            else:
-                with _nothing_timed(name):
-                    run()
-        except Exception as error:
-            sound = _is_sound()
-            tell(Missing(name, _reason(error), sound))
-            if not sound:
+        with _told(name, tell) as failure:
+            with _trying(name, request.timed):
+                run()
+            ready[name] = run
+        if failure.unsound:
+            return False
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(TURNS if request.timed else 0):
+        for name in list(times):
+            with _told(name, tell) as failure:
+                times[name] += gpu_times(ready[name], FEWEST // TURNS, MOST // TURNS, SECONDS / TURNS)
+            if failure.unsound:
                 return False
+            if failure.failed:
+                del times[name]
+    for name in times if request.timed else ():
+        with _told(name, tell) as failure:
+            tell(_timed(case, name, times[name], ready[name]))
+        if failure.unsound:
+            return False
     return True
+
+
+@dataclass
+class Failure:
+    """Of one at work: whether it failed, and whether this process can then not go on."""
+
+    failed: bool = False
+    unsound: bool = False
+
+
+@contextmanager
+def _told(name: str, tell: Callable[[Answer], None]) -> Iterator[Failure]:
+    """Who is at work, and what comes of it where it fails."""
+    tell(Begun(name))
+    failure = Failure()
+    try:
+        yield failure
+    except Exception as error:
+        sound = _is_sound()
+        failure.failed, failure.unsound = True, not sound
+        tell(Missing(name, _reason(error), sound))
 
 
 def _free() -> None:
@@ -123,12 +157,8 @@ def _cases(source: Source) -> dict[tuple[str, str], Case]:
     return {(case.kernel, case.shape): case for case in source.cases()}
 
 
-def _timed(case: Case, name: str, run: Run) -> Timed:
-    """Ours after it has tried its ways."""
-    if name.startswith(OURS):
-        with tuning(lambda timing: None):
-            run()
-    median, low, high = milliseconds(run)
+def _timed(case: Case, name: str, times: Sequence[float], run: Run) -> Timed:
+    median, low, high = spread(times)
     work = case.flops / 1e9 if case.unit == "TFLOP/s" else case.bytes / 1e6
     return Timed(name, round(median, 5), round(low, 5), round(high, 5), round(work / median, 1), round(_beside(run), 3))
 
@@ -144,11 +174,11 @@ def _beside(run: Run) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
-def _nothing_timed(name: str) -> AbstractContextManager[None]:
-    """Of ours every way is compiled; a peer compiles what it compiles."""
-    from contextlib import nullcontext
-
-    return compiling(lambda timing: None) if name.startswith(OURS) else nullcontext()
+def _trying(name: str, timed: bool) -> AbstractContextManager[None]:
+    """Of ours every way is tried, or only compiled; a peer chooses and compiles what it does."""
+    if not name.startswith(OURS):
+        return nullcontext()
+    return tuning(lambda timing: None) if timed else compiling(lambda timing: None)
 
 
 def _is_sound() -> bool:
@@ -162,9 +192,13 @@ def _is_sound() -> bool:
         return False
 
 
-def milliseconds(run: Run) -> tuple[float, float, float]:
-    """Median, tenth and ninetieth percentile on the GPU."""
-    times = gpu_times(run, FEWEST, MOST, SECONDS)
+def milliseconds(run: Run) -> float:
+    """The median on the GPU."""
+    return spread(gpu_times(run, FEWEST, MOST, SECONDS))[0]
+
+
+def spread(times: Sequence[float]) -> tuple[float, float, float]:
+    """Median, tenth and ninetieth percentile."""
     tenths = statistics.quantiles(times, n=10)
     return statistics.median(times), tenths[0], tenths[-1]
 
@@ -177,20 +211,20 @@ def ceilings() -> dict[str, float]:
     size = 8192
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     work = 2 * size**3 / 1e9
-    found["bf16"] = work / milliseconds(lambda: a @ b)[0]
+    found["bf16"] = work / milliseconds(lambda: a @ b)
     if torch.cuda.get_device_capability() >= (8, 9):
         one = torch.ones((), device="cuda")
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-        found["fp8"] = work / milliseconds(lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16))[0]
+        found["fp8"] = work / milliseconds(lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16))
     i8, j8 = (torch.randint(-127, 127, (size, size), device="cuda", dtype=torch.int8) for _ in range(2))
-    found["int8"] = work / milliseconds(lambda: torch._int_mm(i8, j8.t()))[0]
+    found["int8"] = work / milliseconds(lambda: torch._int_mm(i8, j8.t()))
     return {name: round(rate, 1) for name, rate in found.items()}
 
 
 def _copy_rate() -> float:
     x = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
     y = torch.empty_like(x)
-    return 4 * x.numel() / milliseconds(lambda: y.copy_(x))[0] / 1e6
+    return 4 * x.numel() / milliseconds(lambda: y.copy_(x)) / 1e6
 
 
 def machine() -> Machine:

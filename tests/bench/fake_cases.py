@@ -14,6 +14,7 @@ def cases() -> Iterator[Case]:
     yield Case("rough", "s", 2e9, 1e6, _rough)
     yield Case("unbuilt", "s", 2e9, 1e6, _unbuilt)
     yield Case("smooth", "s", 2e9, 1e6, lambda: {"dskc": _works, "peer": _works})
+    yield Case("tiring", "s", 2e9, 1e6, lambda: {"tires": _Tires(), "dskc": _works})
 
 
 def _rough() -> Mapping[str, Run]:
@@ -35,3 +36,15 @@ def _killed() -> None:
 
 def _unbuilt() -> Mapping[str, Run]:
     raise RuntimeError("no memory")
+
+
+class _Tires:
+    """Fails from its eighth run on."""
+
+    def __init__(self) -> None:
+        self.left = 7
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("tired")

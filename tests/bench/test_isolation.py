@@ -6,6 +6,8 @@ import pytest
 
 from dskc.runtime.bench.case import Source
 from dskc.runtime.bench.isolate import Isolated, warm
+from dskc.runtime.bench.report import Timed
+from dskc.runtime.bench.worker import BUILDING, TURNS, Answer, Begun, Missing, Request, _answer
 
 pytestmark = pytest.mark.slow  # each process imports torch
 
@@ -13,7 +15,7 @@ SOURCE = Source("tests.bench.fake_cases")
 
 
 def test_all_that_can_go_wrong() -> None:
-    rough, unbuilt, smooth = SOURCE.cases()
+    rough, unbuilt, smooth, _ = SOURCE.cases()
     with Isolated(seconds=2) as isolated:
         row = isolated.measure(SOURCE, rough)
         assert [t.name for t in row.times] == ["dskc", "behind"]
@@ -33,5 +35,20 @@ def test_all_that_can_go_wrong() -> None:
 
 
 def test_what_is_compiled_before_is_told_case_by_case() -> None:
-    asked = [(SOURCE, case) for case in SOURCE.cases() if case.kernel != "rough"]
+    asked = [(SOURCE, case) for case in SOURCE.cases() if case.kernel in ("smooth", "unbuilt")]
     assert sorted(case.kernel for case in warm(asked, processes=2)) == ["smooth", "unbuilt"]
+
+
+def test_everyone_of_a_case_takes_turns() -> None:
+    told: list[Answer] = []
+    assert _answer(Request(SOURCE, "smooth", "s"), told.append)
+    at = [answer.name for answer in told if isinstance(answer, Begun)]
+    assert at == [BUILDING, *["dskc", "peer"] * (1 + TURNS + 1)]  # tried, timed, and its memory told
+    assert [answer.name for answer in told if isinstance(answer, Timed)] == ["dskc", "peer"]
+
+
+def test_who_fails_later_than_at_first_is_told_once() -> None:
+    told: list[Answer] = []
+    assert _answer(Request(SOURCE, "tiring", "s"), told.append)
+    assert [answer for answer in told if isinstance(answer, Missing)] == [Missing("tires", "RuntimeError: tired")]
+    assert [answer.name for answer in told if isinstance(answer, Timed)] == ["dskc"]

@@ -31,8 +31,9 @@ HEAD = """\
 
 `make generate` writes this page from the runs in [`benchmarks/results/`](../benchmarks/results). A ratio is the peer's
 time by ours, both in one run: above 1 ours is faster. The floor is what nothing can be faster than on that GPU: the
-bytes that must move at its measured rate of copying, or the FLOPs at its rate of products. Where several runs hold a
-case the last two are shown, the older first, and a target is met where both meet it, by the figures as printed.
+bytes that must move at its measured rate of copying, or the FLOPs at the rate of torch's own large product in that
+dtype (in int8 ours is faster than that). Where several runs hold a case the last two are shown, the older first, and a
+target is met where both meet it, by the figures as printed.
 
 How to measure: [`dskc bench kernels`](commands.md#kernels-beside-their-peers).
 """

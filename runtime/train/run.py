@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,17 @@ from .stop import Stop
 
 M = TypeVar("M", bound=nn.Module)
 
+
+class States(TypedDict):
+    """What every optimizer is told of what it keeps: the dtype of moments, how bf16 is rounded to, and whether each
+    parameter has a copy in fp32.
+    """
+
+    state_dtype: torch.dtype
+    rounding: str
+    master: bool
+
+
 HELD_OUT_AT_SAVE = 65_536  # positions of each source to measure on when a checkpoint is written
 HELD_OUT_AT_END = 262_144
 ACCURACY = "accuracy"  # how names in the log begin that are no loss
@@ -50,17 +61,20 @@ ACCURACY = "accuracy"  # how names in the log begin that are no loss
 class Run:
     """A run in progress, in the order in which a trainer uses it: open, build, restore, steps, finish.
 
-    steps: optimizer steps in all. accumulation: forward passes in each. state_dtype, rounding: for the optimizer.
+    steps: optimizer steps in all. states: how the optimizer keeps what it knows of each parameter.
     """
 
     def __init__(self, opened: Opened, recipe: Recipe, ledger: Ledger, objective: Objective) -> None:
         self.folder, self.facts, self.device, self._data = opened.folder, opened.facts, opened.device, opened.data
         self.recipe, self.ledger, self.objective = recipe, ledger, objective
         self.steps = self.facts.steps
-        self.accumulation = recipe.sequences // self.facts.microbatch
-        self.state_dtype = dtype_of(self.facts.precision.optimizer)
-        self.rounding = self.facts.precision.rounding
+        self.states = States(
+            state_dtype=dtype_of(self.facts.precision.optimizer),
+            rounding=self.facts.precision.rounding,
+            master=self.facts.precision.master is not None,
+        )
         self.done = opened.position.step if opened.position is not None else 0
+        self._taken = opened.position.sequences if opened.position is not None else 0  # from the data
         self._opened = opened
         self._digest = digest_of(self._data.sources)
         self._stop = Stop()
@@ -84,6 +98,11 @@ class Run:
         trainer = written_in.name if written_in.parent.resolve() == package.resolve() else "train.py"
         opened = (open_resumed if options.resume else open_new)(options, recipe, ledger, package, trainer)
         return cls(opened, recipe, ledger, objective)
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes in the step."""
+        return self.recipe.sequences_at(self.done, self.steps) // self.facts.microbatch
 
     def build(self, model_class: type[M], init: Initialiser) -> M:
         """The model on the device, initialised from the seed, its first layers recomputed as the ledger found
@@ -127,8 +146,10 @@ class Run:
     def batches(self, step: int) -> Iterator[Batch]:
         """The step's batches, `accumulation` of them. Raises Problem after the last when the loss is not finite."""
         self._losses, self._counted, self._positions = {}, {}, 0
-        for i in range(self.accumulation):
-            batch = self._data.batch(step * self.accumulation + i, self.facts.microbatch)
+        assert step == self.done, f"step {step} follows {self.done} that are done"
+        first = self._taken // self.facts.microbatch
+        for i in range(first, first + self.accumulation):
+            batch = self._data.batch(i, self.facts.microbatch)
             self._positions += batch.positions
             yield batch.to(self.device)
         # Looked at once a step, with all its work queued, and before anything was changed by it.
@@ -189,6 +210,7 @@ class Run:
     def _end_step(self, done: int) -> None:
         line = self._line
         assert line is not None and line["step"] == done, f"step {done} ended without a report"
+        self._taken += self.recipe.sequences_at(done - 1, self.steps)
         self.done, last = done, done == self.steps
         due = last or done % self.facts.save_every == 0
         if due and not self._stop.signal:
@@ -208,7 +230,7 @@ class Run:
     def _save(self) -> Path:
         position = Position(
             step=self.done,
-            sequences=self.done * self.recipe.sequences,
+            sequences=self._taken,
             seed=self.facts.seed,
             spec_hash=self.facts.spec_hash,
             text=self._digest,
@@ -249,8 +271,8 @@ class Run:
 
     def _trained(self) -> int:
         """Positions of all batches so far."""
-        counts = self._data.batches(self.done * self.accumulation)
         rows = self.facts.microbatch
+        counts = self._data.batches(self._taken // rows)
         return sum(n * rows * source.positions for n, source in zip(counts, self._data.sources, strict=True))
 
     def _not_finite(self, step: int, name: str, value: float) -> Problem:

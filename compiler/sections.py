@@ -171,6 +171,13 @@ GROUP_KEYS = {
     for p in (
         _key("rate", Kind.FLOAT, doc="times the learning rate; dims may stand in it, `256 / D`"),
         _key("decay", Kind.FLOAT, doc="weight decay of all of it, norms and biases too"),
+        _key(
+            "fp8",
+            Kind.SYMBOL,
+            choices=("rows", "blocks", "none"),
+            doc="linear layers have products of 8-bit floats, scaled by rows or by blocks of 128 x 128 "
+            "(arXiv:2412.19437, section 3.3)",
+        ),
         _key("init", Kind.RECORD, records=(*INITS, ZEROS), doc="how it begins, `normal(...)` or `zeros`"),
     )
 }

@@ -47,6 +47,7 @@ PLAIN = {
     "optimizer": "adamw(lr: 1e-2)", "schedule": "cosine()",
 }  # fmt: skip
 GROUPS = "  groups    { embed { rate = 8 / D, decay = 0.5 }, layers.attention.out.init = zeros }\n"
+EIGHT = "  groups    { layers.fp8 = rows, layers.attention.fp8 = blocks, layers.attention.k.fp8 = none }\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,7 +91,7 @@ def specs(draw: st.DrawFn) -> str:
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
         schedule=draw(st.sampled_from(SCHEDULES)),
         ramp=draw(st.sampled_from(["", ", ramp = ramp(start: 2, over: 0.7)"])),
-        groups=draw(st.sampled_from(["", GROUPS])),
+        groups=draw(st.sampled_from(["", GROUPS, EIGHT])),
     )
 
 
@@ -192,6 +193,20 @@ def test_what_a_recipe_trains_otherwise_reaches_its_trainer(tmp_path: Path) -> N
     train(small, "--data", str(corpus(tmp_path)), "--steps", "30", "--out", str(run))
     found = losses(run)
     assert found[-1] < found[0] - 0.5
+
+
+def test_parts_in_eight_bits_reach_the_trainer_and_learn(tmp_path: Path) -> None:
+    small = compiled(MODEL.format(**PLAIN | {"groups": EIGHT}), tmp_path)
+    trainer = small.trainer()
+    assert trainer.FP8 == {"layers": "rows", "layers.*.attention": "blocks", "layers.*.attention.k": "none"}
+    run = tmp_path / "run"
+    train(small, "--data", str(corpus(tmp_path)), "--steps", "20", "--out", str(run))
+    (tmp_path / "plain").mkdir()
+    plain = compiled(MODEL.format(**PLAIN), tmp_path / "plain")
+    train(plain, "--data", str(tmp_path / "text"), "--steps", "20", "--out", str(tmp_path / "exact"))
+    eight, exact = losses(run), losses(tmp_path / "exact")
+    assert eight != exact
+    assert eight[-1] == pytest.approx(exact[-1], rel=0.03)
 
 
 def test_the_microbatch_of_a_recipe_reaches_its_trainer(tmp_path: Path) -> None:

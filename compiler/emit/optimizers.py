@@ -48,11 +48,12 @@ def _muon(graph: Graph, record: Record) -> list[str]:
 
 
 def init_call(recipe: TrainRecipe) -> str:
-    """`optim.normal(...)`, from its beginning in `model = run.build(Model, `."""
+    """`optim.normal(...)`, as `run.build` takes it."""
     parts = _normal(recipe.init)
     if starts(recipe):
         parts.append("groups=STARTS")
-    return f"optim.normal({', '.join(parts)})"
+    init = f"optim.normal({', '.join(parts)})"
+    return f"{init}, fp8=FP8" if fp8_lines(recipe) else init
 
 
 def _normal(record: Record) -> list[str]:
@@ -102,6 +103,11 @@ def starts(recipe: TrainRecipe) -> list[str]:
             parts = _normal(group.init) if group.init.name == "normal" else []
             found += [f'"{path}": optim.{group.init.name.capitalize()}({", ".join(parts)})' for path in group.paths]
     return found
+
+
+def fp8_lines(recipe: TrainRecipe) -> list[str]:
+    """The entries of FP8: which linear layers have 8-bit products."""
+    return [f'"{path}": "{group.fp8}"' for group in recipe.groups if group.fp8 for path in group.paths]
 
 
 def ramp_text(ramp: Ramp) -> str:

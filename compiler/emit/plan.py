@@ -243,7 +243,7 @@ def _record(record: Record) -> dict[str, JsonValue]:
 
 def _group(group: Group) -> dict[str, JsonValue]:
     init = _record(group.init) if group.init else None
-    return {"rate": _plain(group.rate), "decay": _plain(group.decay), "init": init}
+    return {"rate": _plain(group.rate), "decay": _plain(group.decay), "init": init, "fp8": group.fp8}
 
 
 def _plain(value: object) -> JsonValue:

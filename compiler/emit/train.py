@@ -15,7 +15,7 @@ from ..passes.memory import LossMemory, Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
 from .losses import LINEAR, Losses
-from .optimizers import float_text, group_lines, init_call, optimizer_call, ramp_text, schedule_call, starts
+from .optimizers import float_text, fp8_lines, group_lines, init_call, optimizer_call, ramp_text, schedule_call, starts
 from .text import WIDTH, number
 
 NEXT_TOKEN = "next_token"
@@ -80,6 +80,7 @@ def emit_train(
         ledger=_ledger(ledger),
         groups=group_lines(recipe),
         starts=starts(recipe),
+        fp8=fp8_lines(recipe),
         init=init_call(recipe),
         optimizer=optimizer_call(graph, recipe),
         schedule=schedule_call(recipe),

@@ -24,6 +24,13 @@ def places_beside(graph: Graph, path: str) -> list[str]:
     return sorted({".".join(_plain(name)[: path.count(".") + 1]) for name in _names(graph)})
 
 
+def has_linear(graph: Graph, paths: tuple[str, ...]) -> bool:
+    """Whether a linear layer is under one of these paths of the state dict."""
+    modules = (op.attributes for op, _ in walk(graph.body) if isinstance(op.attributes, Weights))
+    found = [weights.path for weights in modules if weights.module == "Linear"]
+    return any(f"{name}.".startswith(f"{path}.") for path in paths for name in found)
+
+
 def other_matrices(graph: Graph) -> tuple[str, ...]:
     """Modules with matrices that map nothing within the model: embeddings, heads, tables, convolutions.
 

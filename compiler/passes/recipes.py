@@ -36,7 +36,7 @@ from ..sections import (
 )
 from ..signature import Kind, Parameter, Record
 from ..values import POISON, Expressed
-from .groups import places, places_beside
+from .groups import has_linear, places, places_beside
 from .legality import check_plan, plan_device
 from .objective import Objective
 
@@ -355,12 +355,17 @@ class _Reader:
             span = section.sections.get(f"{GROUPS}.{path}", said.key.span)
             self._report("DSK0170", f"`{graph.name}` has no parameters under `{path}`", span, label)
             return None
-        rate, decay, init = (values.get(key) for key in ("rate", "decay", "init"))
+        rate, decay, init, fp8 = (values.get(key) for key in ("rate", "decay", "init", "fp8"))
+        if fp8 is not None and not has_linear(graph, names):
+            said = section.settings[f"{GROUPS}.{path}.fp8"]
+            title = f"`{path}` of `{graph.name}` has no linear layers to compute in fp8"
+            self._report("DSK0170", title, said.key.span, "experts, embeddings and norms keep the compute dtype")
         return Group(
             names,
             rate if isinstance(rate, Fraction) else Fraction(1),
             decay if isinstance(decay, Fraction) else None,
             init if isinstance(init, Record) else None,
+            fp8 if isinstance(fp8, str) else None,
         )
 
     def _ramp(self, section: SectionSource, values: dict[str, Expressed], sequences: int) -> Ramp | None:

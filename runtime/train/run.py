@@ -8,7 +8,7 @@ import inspect
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +29,7 @@ from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
 from .folder import write_json
+from .fp8 import use_fp8
 from .ledger import Ledger
 from .load import build_model
 from .log import Log, read_lines
@@ -104,14 +105,15 @@ class Run:
         """Forward passes in the step."""
         return self.recipe.sequences_at(self.done, self.steps) // self.facts.microbatch
 
-    def build(self, model_class: type[M], init: Initialiser) -> M:
+    def build(self, model_class: type[M], init: Initialiser, fp8: Mapping[str, str] | None = None) -> M:
         """The model on the device, initialised from the seed, its first layers recomputed as the ledger found
-        necessary.
+        necessary. fp8: which linear layers have 8-bit products, as `use_fp8` has it.
         """
         precision = self.facts.precision
         model = build_model(model_class, dtype_of(precision.compute), dtype_of(precision.params), self.device)
         assert isinstance(model, model_class)
         init(model, self.facts.seed)
+        use_fp8(model, fp8 or {})
         layers = [layer for repeat in self.ledger.repeats for layer in model.get_submodule(repeat.name).children()]
         for layer in layers[: self.facts.recompute]:
             # The instance's own `forward` hides its class's: names in the state dict stay as they are.

@@ -76,6 +76,8 @@ class Group:
     rate: Fraction = Fraction(1)
     decay: Fraction | None = None
     init: Record | None = None
+    lora: Record | None = None
+    frozen: bool | None = None
     fp8: str | None = None  # by "rows" or "blocks", "none" within a group that has it
 
 

@@ -95,6 +95,15 @@ INITS = (
     ),
 )  # fmt: skip
 ZEROS = Signature("zeros", (), "All of it zero.")
+LORA = Signature(
+    "lora",
+    (
+        Parameter("rank", Kind.INT, REQUIRED, doc="the width that they pass through"),
+        Parameter("alpha", Kind.FLOAT, None, doc="they count alpha / rank times; as much as the rank unless told"),
+        Parameter("dropout", Kind.FLOAT, 0.0, doc="of what they take, while training"),
+    ),
+    "Low-rank adapters (arXiv:2106.09685).",
+)
 RAMP = Signature(
     "ramp",
     (
@@ -178,6 +187,8 @@ GROUP_KEYS = {
             doc="linear layers have products of 8-bit floats, scaled by rows or by blocks of 128 x 128 "
             "(arXiv:2412.19437, section 3.3)",
         ),
+        _key("frozen", Kind.BOOL, doc="it is not trained"),
+        _key("lora", Kind.RECORD, records=(LORA,), doc="adapters beside its linear layers; all else is frozen then"),
         _key("init", Kind.RECORD, records=(*INITS, ZEROS), doc="how it begins, `normal(...)` or `zeros`"),
     )
 }

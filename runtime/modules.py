@@ -42,14 +42,17 @@ class Linear(nn.Linear):
     """`x @ weight.T + bias` in the dtype of x: [..., inputs] to [..., outputs].
 
     With `compute` (a router in float32) x and weight are cast to that dtype, and the result stays in it. With `fp8`
-    set, "rows" or "blocks", its products are of 8-bit floats, forward and backward, as `fp8_linear` scales them.
+    set, "rows" or "blocks", its products are of 8-bit floats, forward and backward, as `fp8_linear` scales them. What
+    an adapter makes of x is added.
     """
 
     fp8: Scaling | None = None
+    adapter: nn.Module | None
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False, compute: torch.dtype | None = None) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self.compute = compute
+        self.adapter = None
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=STD)
@@ -57,10 +60,12 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fp8 is not None:
+        if self.fp8 is None:
+            y = reference.linear(x, self.weight, self.bias, self.compute)
+        else:
             y = fp8_linear(x, self.weight, scaling=self.fp8, gradient="e4m3")
-            return y if self.bias is None else y + self.bias.to(y.dtype)
-        return reference.linear(x, self.weight, self.bias, self.compute)
+            y = y if self.bias is None else y + self.bias.to(y.dtype)
+        return y if self.adapter is None else y + self.adapter(x.to(y.dtype))
 
 
 class BlockLinear(nn.Module):

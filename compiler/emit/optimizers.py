@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from ..ir import Graph
-from ..passes.groups import other_matrices
+from ..passes.groups import head_paths, other_matrices
 from ..recipe import Ramp, TrainRecipe
 from ..signature import Record
 from .text import WIDTH, number
@@ -108,6 +108,29 @@ def starts(recipe: TrainRecipe) -> list[str]:
 def fp8_lines(recipe: TrainRecipe) -> list[str]:
     """The entries of FP8: which linear layers have 8-bit products."""
     return [f'"{path}": "{group.fp8}"' for group in recipe.groups if group.fp8 for path in group.paths]
+
+
+def adapter_fields(graph: Graph, recipe: TrainRecipe) -> list[tuple[str, str]]:
+    """What RECIPE says of adapters, and of what is frozen."""
+    lora = [f'"{path}": {_lora(group.lora)}' for group in recipe.groups if group.lora for path in group.paths]
+    frozen = [
+        f'"{path}": {group.frozen}' for group in recipe.groups if group.frozen is not None for path in group.paths
+    ]
+    fields = [("lora", _dict(lora))] if lora else []
+    fields += [("frozen", _dict(frozen))] if frozen else []
+    return [*fields, *([("bare", _strings(head_paths(graph)))] if lora else [])]
+
+
+def _lora(record: Record) -> str:
+    rank = record["rank"]
+    alpha = rank if record["alpha"] is None else record["alpha"]
+    dropout = [f"dropout={float_text(record['dropout'])}"] if record["dropout"] else []
+    assert isinstance(rank, Fraction), rank
+    return f"Lora({', '.join([f'rank={int(rank)}', f'alpha={float_text(alpha)}', *dropout])})"
+
+
+def _dict(entries: list[str]) -> str:
+    return "\n        ".join(["{", *(f"{entry}," for entry in entries)]) + "\n    }"
 
 
 def ramp_text(ramp: Ramp) -> str:

@@ -70,6 +70,7 @@ class LedgerPart(_Part):
     """Elements for one sequence of the recipe's length; see `runtime/train/ledger.py` for bytes."""
 
     params: int
+    frozen: int
     logits: int
     losses: list[LossPart]
     moments: int
@@ -193,6 +194,7 @@ def _train(graph: Graph, train: TrainRecipe, ledger: Memory) -> TrainPart:
         groups={path: _group(group) for group in train.groups for path in group.paths},
         ledger=LedgerPart(
             params=ledger.params,
+            frozen=ledger.frozen,
             logits=ledger.logits,
             losses=[LossPart(**asdict(one)) for one in ledger.losses],
             moments=ledger.moments,
@@ -242,8 +244,9 @@ def _record(record: Record) -> dict[str, JsonValue]:
 
 
 def _group(group: Group) -> dict[str, JsonValue]:
-    init = _record(group.init) if group.init else None
-    return {"rate": _plain(group.rate), "decay": _plain(group.decay), "init": init, "fp8": group.fp8}
+    records = {key: _record(value) if value else None for key, value in (("init", group.init), ("lora", group.lora))}
+    numbers = {"rate": _plain(group.rate), "decay": _plain(group.decay)}
+    return {**numbers, **records, "frozen": group.frozen, "fp8": group.fp8}
 
 
 def _plain(value: object) -> JsonValue:

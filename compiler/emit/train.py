@@ -15,7 +15,17 @@ from ..passes.memory import LossMemory, Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
 from .losses import LINEAR, Losses
-from .optimizers import float_text, fp8_lines, group_lines, init_call, optimizer_call, ramp_text, schedule_call, starts
+from .optimizers import (
+    adapter_fields,
+    float_text,
+    fp8_lines,
+    group_lines,
+    init_call,
+    optimizer_call,
+    ramp_text,
+    schedule_call,
+    starts,
+)
 from .text import WIDTH, number
 
 NEXT_TOKEN = "next_token"
@@ -58,6 +68,8 @@ def emit_train(
         imports.remove("Repeat")
     if not ledger.losses:
         imports.remove("LinearLoss")
+    if any(group.lora for group in recipe.groups):
+        imports.insert(imports.index("Plan"), "Lora")
     if recipe.ramp is not None:
         imports.insert(imports.index("Recipe"), "Ramp")
     plain = is_plain(graph, recipe.objective)
@@ -119,6 +131,7 @@ def _recipe(graph: Graph, recipe: TrainRecipe, spec: str, spec_hash: str) -> lis
         ("save_every", number(recipe.save_every)),
         ("save_keep", number(recipe.save_keep)),
         *([] if recipe.ramp is None else [("ramp", ramp_text(recipe.ramp))]),
+        *adapter_fields(graph, recipe),
     ]
     fields += _beside_text(graph, recipe)
     if recipe.default:
@@ -243,6 +256,7 @@ def _ledger(ledger: Memory) -> SimpleNamespace:
     ]
     return SimpleNamespace(
         params=number(ledger.params),
+        frozen=number(ledger.frozen) if ledger.frozen else None,
         repeats=repeats,
         rest=_saved(ledger.rest),
         rest_unfused=_saved(ledger.rest_unfused),

@@ -46,6 +46,7 @@ DEFAULT_LENGTH = 1024
 SEQUENCE = "S"  # the dim of the data that a recipe always has a size of
 STOCHASTIC = "stochastic"
 BALANCE_SPEED = 1e-3  # arXiv:2412.19437, section 4.2
+_GROUP_ORDER = ("rate", "decay", "init", "fp8", "lora", "frozen")
 UNSAID_TOKENS = 100_000_000  # of a recipe that is written down, but says nothing of `tokens`
 
 
@@ -355,16 +356,21 @@ class _Reader:
             span = section.sections.get(f"{GROUPS}.{path}", said.key.span)
             self._report("DSK0170", f"`{graph.name}` has no parameters under `{path}`", span, label)
             return None
-        rate, decay, init, fp8 = (values.get(key) for key in ("rate", "decay", "init", "fp8"))
-        if fp8 is not None and not has_linear(graph, names):
-            said = section.settings[f"{GROUPS}.{path}.fp8"]
-            title = f"`{path}` of `{graph.name}` has no linear layers to compute in fp8"
-            self._report("DSK0170", title, said.key.span, "experts, embeddings and norms keep the compute dtype")
+        rate, decay, init, fp8, lora, frozen = (values.get(key) for key in _GROUP_ORDER)
+        for key, why in (
+            ("fp8", "experts, embeddings and norms keep the compute dtype"),
+            ("lora", "adapters stand beside linear layers; heads, experts and embeddings have none"),
+        ):
+            if values.get(key) is not None and not has_linear(graph, names, heads=key == "fp8"):
+                said = section.settings[f"{GROUPS}.{path}.{key}"]
+                self._report("DSK0170", f"`{path}` of `{graph.name}` has no linear layers for this", said.key.span, why)
         return Group(
             names,
             rate if isinstance(rate, Fraction) else Fraction(1),
             decay if isinstance(decay, Fraction) else None,
             init if isinstance(init, Record) else None,
+            lora if isinstance(lora, Record) else None,
+            frozen if isinstance(frozen, bool) else None,
             fp8 if isinstance(fp8, str) else None,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,6 @@ from ..modules import BlockLinear, GroupedLinear
 from ..problem import Problem
 from . import check
 from .groups import find, is_under
-
-Initialiser = Callable[[nn.Module, int], None]  # (model, seed)
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,19 @@ def normal(std: float, width: int | None = None, groups: Mapping[str, Start] | N
     layer changes no other one. Every value is set, so a model may come from `to_empty`. A module that has buffers
     with another beginning than 0 says so in a method `reset_buffers()`. Raises Problem for a path that leads nowhere.
     """
-    rest, chosen = Normal(std, width), dict(groups or {})
+    return Initialiser(Normal(std, width), dict(groups or {}))
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """Called with a model and a seed, sets every parameter and buffer. rest: for what is under no path of `groups`."""
+
+    rest: Normal
+    groups: Mapping[str, Start]
 
     @torch.no_grad()
-    def initialise(model: nn.Module, seed: int) -> None:
-        owners, paths = dict(model.named_modules()), list(chosen)
+    def __call__(self, model: nn.Module, seed: int) -> None:
+        owners, paths = dict(model.named_modules()), list(self.groups)
         named = list(model.named_parameters())
         for path in paths:
             if not any(is_under(name, path) for name, _ in named):
@@ -82,8 +88,8 @@ def normal(std: float, width: int | None = None, groups: Mapping[str, Start] | N
         for name, parameter in named:
             path, _, own = name.rpartition(".")
             place = find(name, paths)
-            start: Start = rest if place is None else chosen[paths[place]]
-            start.set(parameter, own, owners[path], _generator(seed, name, parameter.device))
+            start: Start = self.rest if place is None else self.groups[paths[place]]
+            start.set(parameter, own, owners[path], seeded(seed, name, parameter.device))
         for module in model.modules():
             reset = getattr(module, "reset_buffers", None)
             if reset is not None:
@@ -92,9 +98,8 @@ def normal(std: float, width: int | None = None, groups: Mapping[str, Start] | N
             for buffer in module.buffers(recurse=False):
                 buffer.zero_()
 
-    return initialise
 
-
-def _generator(seed: int, name: str, device: torch.device) -> torch.Generator:
+def seeded(seed: int, name: str, device: torch.device) -> torch.Generator:
+    """Random numbers of a parameter's own, by a run's seed and its name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=False) >> 1)

@@ -1,5 +1,6 @@
 """The training runtime: what a generated `train.py` is written in terms of."""
 
+from ..adapter import Lora
 from ..data.batch import Batch
 from ..data.fields import Input, Task
 from .checkpoint import write_checkpoint
@@ -16,6 +17,7 @@ __all__ = [
     "Input",
     "Ledger",
     "LinearLoss",
+    "Lora",
     "Options",
     "Plan",
     "Precision",

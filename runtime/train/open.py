@@ -21,6 +21,7 @@ from .ledger import Ledger, table
 from .options import Options
 from .recipe import Plan, Precision, Recipe
 from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources
+from .start import base_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     precision = _precision(recipe, plan, options)
     if not options.data:
         raise Problem("there is nothing to train on", "name files or folders of text with --data")
+    base = _base(options, recipe)
     given = find_data(options, recipe)
     kernels = options.kernels or "auto"
     fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
@@ -67,6 +69,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         threads=torch.get_num_threads(),
         deterministic=options.deterministic,
         sources=given.names,
+        base=str(base.path.resolve()) if base is not None else "",
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)
@@ -75,7 +78,10 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     staging = Staging(options.out)
     try:
         folder = RunFolder(staging.path)
-        sources = prepare_sources(given, folder, recipe, options.tokenizer, facts.seed)
+        tokenizer = options.tokenizer
+        if tokenizer is None and base is not None and base.tokenizer.is_file():
+            tokenizer = base.tokenizer
+        sources = prepare_sources(given, folder, recipe, tokenizer, facts.seed)
         for source in sources:
             if isinstance(source, TextSource):
                 source.loader.require(recipe.sequences)
@@ -90,6 +96,18 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         raise
     _count(sources, facts)
     return Opened(RunFolder(options.out), facts, device, Mixture(sources, facts.mix), staging)
+
+
+def _base(options: Options, recipe: Recipe) -> RunFolder | None:
+    """The run whose weights are begun with, None where there is none. Raises Problem where the recipe needs one."""
+    if options.weights is not None:
+        return base_of(options.weights)
+    if recipe.lora:
+        raise Problem(
+            f"the recipe `{recipe.name}` trains adapters, and there are no weights to adapt",
+            "name a run with --weights, such as what `dskc import` makes",
+        )
+    return None
 
 
 def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
@@ -109,6 +127,8 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             f"--seed {options.seed}: this run has seed {before.seed}, which cannot change on the way",
             "leave --seed out, or begin another run",
         )
+    if options.weights is not None:
+        raise Problem("--weights cannot change on the way", "leave it out with --resume, or begin another run")
     device = find_device(options.device if options.device != "auto" else _same_device(before))
     if options.deterministic or before.deterministic:
         make_deterministic()

@@ -30,6 +30,7 @@ class Options:
     precision: str | None = None
     plan: str | None = None
     tokenizer: Path | None = None
+    weights: Path | None = None
     microbatch: int | None = None
     deterministic: bool = False
     kernels: str | None = None
@@ -53,6 +54,7 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         precision=given.precision,
         plan=given.plan,
         tokenizer=given.tokenizer,
+        weights=given.weights,
         microbatch=given.microbatch,
         deterministic=given.deterministic,
         kernels=given.kernels,
@@ -108,6 +110,12 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
     names = ", ".join(plans) or "none"
     add("--plan", metavar="NAME", help=f"one of: {names}")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of training one on the text")
+    add(
+        "--weights",
+        type=Path,
+        metavar="RUN",
+        help="begin with the weights of this run, or of what `dskc import` made, and with its tokenizer",
+    )
     add(
         "--kernels",
         choices=("triton", "reference"),

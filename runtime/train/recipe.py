@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..adapter import Lora
 from ..data.fields import Fields, Input, Task
 from ..optim.rounding import check_rounding
 from ..problem import Problem
@@ -82,7 +83,9 @@ class Recipe:
     default: the spec had no `train` section. text: how the recipe reads in the language, shown when it is the default.
     inputs: of a model that takes more than text, all by name (but `documents`). tasks: results that are compared with
     labels. next_token: the objective predicts tokens, so that text can be trained on. ramp: batches have fewer
-    sequences at first.
+    sequences at first. lora: adapters beside linear layers, by path; all else is frozen then. frozen: parts, by path,
+    that are trained (False) or not (True), the longest path counting. bare: layers that losses apply by their weight
+    alone, which have no adapter.
     """
 
     name: str
@@ -102,6 +105,9 @@ class Recipe:
     tasks: Mapping[str, Task] = field(default_factory=dict)
     next_token: bool = True
     ramp: Ramp | None = None
+    lora: Mapping[str, Lora] = field(default_factory=dict)
+    frozen: Mapping[str, bool] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Recipe:
@@ -112,7 +118,9 @@ class Recipe:
         tasks = {name: Task(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("tasks", {}).items()}
         ramp = Ramp(**fields["ramp"]) if fields.get("ramp") else None
         precision = Precision(**fields["precision"])
-        return cls(**(fields | {"precision": precision, "inputs": inputs, "tasks": tasks, "ramp": ramp}))
+        lora = {path: Lora(**one) for path, one in fields.get("lora", {}).items()}
+        made = {"precision": precision, "inputs": inputs, "tasks": tasks, "ramp": ramp, "lora": lora}
+        return cls(**(fields | made | {"bare": tuple(fields.get("bare", ()))}))
 
     @property
     def fields(self) -> Fields:

@@ -39,6 +39,7 @@ from .plot import plot_loss
 from .progress import Progress
 from .recipe import Recipe, dtype_of
 from .sources import digest_of
+from .start import adapt, read_base
 from .stop import Stop
 
 M = TypeVar("M", bound=nn.Module)
@@ -113,6 +114,10 @@ class Run:
         model = build_model(model_class, dtype_of(precision.compute), dtype_of(precision.params), self.device)
         assert isinstance(model, model_class)
         init(model, self.facts.seed)
+        if self.facts.base and (self.recipe.lora or self._opened.checkpoint is None):
+            for said in read_base(model, Path(self.facts.base), list(init.groups)):
+                self._progress.say(f"weights: {said}")
+        adapt(model, self.recipe, self.facts.seed)
         use_fp8(model, fp8 or {})
         layers = [layer for repeat in self.ledger.repeats for layer in model.get_submodule(repeat.name).children()]
         for layer in layers[: self.facts.recompute]:
@@ -124,7 +129,7 @@ class Run:
         """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
         self.model, self.optimizer, self._dropped = model, optimizer, Dropped(model)
         if self._opened.checkpoint is not None:
-            state: dict[str, State] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state: dict[str, State] = {"model": self._weights(), "optimizer": optimizer.state_dict()}
             read_checkpoint(self._opened.checkpoint, state)
 
     def __iter__(self) -> Iterator[int]:
@@ -237,10 +242,18 @@ class Run:
             spec_hash=self.facts.spec_hash,
             text=self._digest,
         )
-        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        model, optimizer = self._weights(), self.optimizer.state_dict()
         return write_checkpoint(
             self.folder.checkpoints, self.done, model, optimizer, position, keep=self.recipe.save_keep
         )
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the model: all of it, or what is trained where the rest is that of another run."""
+        state = self.model.state_dict()
+        if not self.recipe.lora:
+            return state
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in state.items() if name in trained}
 
     def _evaluate(self, most: int) -> dict[str, HeldOut]:
         """On at most about so many positions of each source, by its name."""

@@ -261,10 +261,19 @@ WRONG = (
     Wrong("DSK0131", "ramp(start: 6)", "a multiple of 6", train("batch { sequences = 16, ramp = ramp(start: 6) }")),
     Wrong("DSK0131", "ramp(start: 16)", "does not reach 16", train("batch { sequences = 16, ramp = ramp(start: 16) }")),
     Wrong("DSK0170", "logit", "did you mean `logits`?", train("groups { logit { rate = 2 } }")),
-    Wrong("DSK0170", "lr", "it has rate, decay, fp8, init", train("groups { logits { lr = 2 } }")),
+    Wrong("DSK0170", "lr", "it has rate, decay, fp8, frozen, lora, init", train("groups { logits { lr = 2 } }")),
     Wrong("DSK0131", "-1", "`rate` is 0 or more", train("groups { logits { rate = -1 } }")),
     Wrong("DSK0132", "row", "did you mean `rows`?", train("groups { logits { fp8 = row } }")),
-    Wrong("DSK0170", "fp8", "has no linear layers to compute in fp8", train("groups { x { fp8 = rows } }")),
+    Wrong(
+        "DSK0170",
+        "logits.lora",
+        "heads, experts and embeddings have none",
+        train("groups { logits.lora = lora(rank: 2) }"),
+    ),
+    Wrong(
+        "DSK0131", "0", "`rank` must be 1 or more", train("groups { logits.lora = lora(rank: 0) }"), also=("DSK0170",)
+    ),
+    Wrong("DSK0170", "fp8", "has no linear layers for this", train("groups { x { fp8 = rows } }")),
     Wrong("DSK0170", "master", "goes with `params = bf16`", train("precision { master = fp32 }")),
     Wrong("DSK0132", "bf16", "one of fp32", train("precision { params = bf16, master = bf16 }")),
     Wrong("DSK0131", "[0.9]", "must be two numbers", train("optimizer adamw(lr: 1, betas: [0.9])")),

@@ -9,8 +9,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from dskc.compiler.cli import main
 from dskc.runtime import optim
 from dskc.runtime.adapter import Adapter, Lora, attach, merge
 from dskc.runtime.modules import Embed, Linear
@@ -146,6 +148,12 @@ def test_a_run_trains_adapters_beside_the_weights_of_another(made: tuple[Small, 
     sizes = {n: e.size.numel() for n, e in saved.state_dict_metadata.items() if n.startswith("model.")}
     assert sum(sizes.values()) == ledger.params == 2 * (2 * 64 + 3 * 4 * 64) + 32
     assert ledger.frozen == sum(p.numel() for p in base.parameters()) - 32
+    # merged by the command, it is a model like an imported one
+    result = CliRunner().invoke(main, ["merge", str(out), "-o", str(folder / "whole")])
+    assert result.exit_code == 0, result.output
+    alone, _, _ = load_model(folder / "whole", device="cpu")
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in merged.state_dict().items())
+    assert CliRunner().invoke(main, ["merge", str(folder / "base"), "-o", str(folder / "no")]).exit_code == 1
     # and a run on from there, broken off, is the whole one
     run(small, "train_adapt", *asked, "--out", folder / "cut", "--save-every", 2)
     for path in sorted((folder / "cut" / "checkpoints").glob("step-*"))[1:]:

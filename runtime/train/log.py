@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
+
+from ..problem import Problem
 
 
 @dataclass
@@ -25,11 +28,19 @@ class Log:
         return cls(path.open("a", encoding="utf-8"))
 
     def write(self, line: dict[str, float]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        """Raises Problem when the disk does not take it."""
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise Problem(
+                f"{self.file.name} could not be written: {error.strerror or error}",
+                "make room on the disk, then go on from the last checkpoint with --resume",
+            ) from error
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # which `write` has told
+            self.file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:

@@ -23,12 +23,13 @@ from ..data.source import TEXT
 from ..optim.init import Initialiser
 from ..optim.optimizer import Optimizer
 from ..problem import Problem
-from .checkpoint import Position, State, list_checkpoints, read_checkpoint, write_checkpoint
+from .checkpoint import State, read_checkpoint
 from .device import used_memory
 from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
 from .folder import write_json
+from .kept import Position, list_checkpoints, set_aside
 from .ledger import Ledger
 from .load import build_model
 from .log import Log, read_lines
@@ -37,6 +38,7 @@ from .options import Options
 from .plot import plot_loss
 from .progress import Progress
 from .recipe import Recipe, dtype_of
+from .saver import Saver
 from .sources import digest_of
 from .stop import Stop
 
@@ -65,6 +67,7 @@ class Run:
         self._digest = digest_of(self._data.sources)
         self._stop = Stop()
         self._progress = Progress(self.steps, self._stop)
+        self._saver = Saver(self.folder.checkpoints, recipe.save_keep)
         self._losses: dict[str, Tensor] = {}
         self._counted: dict[str, int] = {}  # in how many batches of the step a term was there
         self._positions = 0  # of the step's batches
@@ -114,6 +117,8 @@ class Run:
         if self._opened.staging is not None:
             self._opened.staging.commit()
         else:
+            for path in self._opened.damaged:
+                set_aside(path)
             self.folder.write(self.facts)
             write_json(self.folder.path / "environment.json", environment(self.device))
         self._log = Log.open(self.folder.log, after=self.done)
@@ -190,22 +195,26 @@ class Run:
         line = self._line
         assert line is not None and line["step"] == done, f"step {done} ended without a report"
         self.done, last = done, done == self.steps
-        due = last or done % self.facts.save_every == 0
+        due, mark = last or done % self.facts.save_every == 0, None
         if due and not self._stop.signal:
             held = self._evaluate(HELD_OUT_AT_END if last else HELD_OUT_AT_SAVE)
             self._held = held if last else None
             line |= self._held_out_line(held)
+            mark = self._mark(held)
         self._log.write(line)  # before the checkpoint: a resumed run cuts lines off, but cannot add them
         if due or self._stop.signal:
-            path = self._save()
             measured = f", held-out loss {line['held_out']:.4f}" if "held_out" in line else ""
             accuracy = (f", {name.split('.')[-1]} {share:.1%}" for name, share in line.items() if ACCURACY in name)
-            self._progress.say(f"step {done:,}{measured}{''.join(accuracy)}, saved {path.name}")
+            self._save(mark, f"step {done:,}{measured}{''.join(accuracy)}")
+        if last or self._stop.signal:
+            self._saver.wait()
+        for said in self._saver.finished():
+            self._progress.say(said)
         if self._stop.signal and not last:
             self._progress.say(f"stopped; go on with:\n  {self._resume_command()}")
             sys.exit(128 + self._stop.signal)
 
-    def _save(self) -> Path:
+    def _save(self, mark: float | None, said: str) -> None:
         position = Position(
             step=self.done,
             sequences=self.done * self.recipe.sequences,
@@ -213,10 +222,14 @@ class Run:
             spec_hash=self.facts.spec_hash,
             text=self._digest,
         )
-        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
-        return write_checkpoint(
-            self.folder.checkpoints, self.done, model, optimizer, position, keep=self.recipe.save_keep
-        )
+        self._saver.start(position, self.model.state_dict(), self.optimizer.state_dict(), mark, said)
+
+    def _mark(self, held: dict[str, HeldOut]) -> float:
+        """The held-out loss by which checkpoints compare: always that of as many rows, so of fewer than at the end."""
+        sources = self._data.sources
+        if any(held[source.name].rows > max(1, HELD_OUT_AT_SAVE // source.positions) for source in sources):
+            held = self._evaluate(HELD_OUT_AT_SAVE)
+        return self._held_out_loss(held)
 
     def _evaluate(self, most: int) -> dict[str, HeldOut]:
         """On at most about so many positions of each source, by its name."""

@@ -21,7 +21,8 @@ from dskc.runtime.optim import rounding
 from dskc.runtime.optim.fused import Fused
 from dskc.runtime.problem import Problem
 from dskc.runtime.train import write_checkpoint
-from dskc.runtime.train.checkpoint import State, checkpoint_path, read_checkpoint
+from dskc.runtime.train.checkpoint import State, read_checkpoint
+from dskc.runtime.train.kept import checkpoint_path
 
 from . import drawn_masks  # noqa: F401 (attention is interpreted too from here on)
 from .test_models import NANO, ROOT, compiled

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import reference
 from .kernels.experts.grouped import grouped_linear
 from .kernels.experts.grouped_product import takes
+from .kernels.products.fp8_matmul import Scaling, fp8_linear
 from .reference import unembed
 from .reference.routing import expert_counts
 from .reference.state import State
@@ -40,8 +41,11 @@ STD = 0.02  # of the normal distribution a weight has before a recipe or a check
 class Linear(nn.Linear):
     """`x @ weight.T + bias` in the dtype of x: [..., inputs] to [..., outputs].
 
-    With `compute` (a router in float32) x and weight are cast to that dtype, and the result stays in it.
+    With `compute` (a router in float32) x and weight are cast to that dtype, and the result stays in it. With `fp8`
+    set, "rows" or "blocks", its products are of 8-bit floats, forward and backward, as `fp8_linear` scales them.
     """
+
+    fp8: Scaling | None = None
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False, compute: torch.dtype | None = None) -> None:
         super().__init__(inputs, outputs, bias=bias)
@@ -53,6 +57,9 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 is not None:
+            y = fp8_linear(x, self.weight, scaling=self.fp8, gradient="e4m3")
+            return y if self.bias is None else y + self.bias.to(y.dtype)
         return reference.linear(x, self.weight, self.bias, self.compute)
 
 

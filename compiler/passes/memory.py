@@ -20,6 +20,7 @@ from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
 from ..recipe import Term, TrainRecipe
+from .groups import hidden_parameters
 from .lift import LastMap, last_maps, within_loss
 
 _BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1, DType.FP8: 1}
@@ -69,6 +70,7 @@ class Memory:
     logits: int
     losses: tuple[LossMemory, ...]
     moments: int
+    single_moment: int  # parameters that have one moment and not two
     flops_per_token: int  # forward; causal attention counted as the half that it needs
     flops_per_token_full: int  # forward; attention counted in full, as torch counts it
 
@@ -104,6 +106,7 @@ def memory(graph: Graph, recipe: TrainRecipe, terms: tuple[Term, ...] = ()) -> M
         logits=logits,
         losses=tuple(_loss(one, recipe, sizes) for one in maps),
         moments=1 if recipe.optimizer.name == "lion" else 2,
+        single_moment=hidden_parameters(graph) if recipe.optimizer.name == "muon" else 0,
         flops_per_token=causal // length,
         flops_per_token_full=full // length,
     )

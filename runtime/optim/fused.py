@@ -36,6 +36,7 @@ class Settings:
     betas: tuple[float, float]
     eps: float
     step: int
+    master: bool
 
 
 class Fused(torch.optim.Optimizer):
@@ -77,7 +78,11 @@ class Fused(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     found = Settings(
-                        float(group["lr"]), group["betas"], group.get("eps", 0.0), self.count(parameter) + 1
+                        float(group["lr"]),
+                        group["betas"],
+                        group.get("eps", 0.0),
+                        self.count(parameter) + 1,
+                        "master" in self.state[parameter],
                     )
                     alike.setdefault(found, []).append((parameter, parameter.grad, group["weight_decay"]))
         for settings, members in alike.items():
@@ -111,6 +116,10 @@ class Fused(torch.optim.Optimizer):
         """The state of this name of each parameter."""
         return [self.state[parameter][name] for parameter in parameters]
 
+    def masters(self, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
+        """Those of parameters that are updated by one call, which all have one or none."""
+        return self.states("master", parameters) if "master" in self.state[parameters[0]] else None
+
 
 class FusedAdamW(Fused):
     """States are those of `torch.optim.AdamW`, with steps counted on the CPU."""
@@ -126,7 +135,7 @@ class FusedAdamW(Fused):
         self, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor], settings: Settings, told: Told
     ) -> None:
         means, squares = self.states("exp_avg", parameters), self.states("exp_avg_sq", parameters)
-        steps.adamw_step(parameters, grads, means, squares, eps=settings.eps, **told)
+        steps.adamw_step(parameters, grads, means, squares, eps=settings.eps, masters=self.masters(parameters), **told)
         torch._foreach_add_(self.states("step", parameters), 1)
 
 
@@ -139,7 +148,8 @@ class FusedLion(Fused):
     def launch(
         self, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor], settings: Settings, told: Told
     ) -> None:
-        steps.lion_step(parameters, grads, self.states("exp_avg", parameters), **told)
+        means = self.states("exp_avg", parameters)
+        steps.lion_step(parameters, grads, means, masters=self.masters(parameters), **told)
 
 
 def fits(parameters: Sequence[nn.Parameter], state_dtype: torch.dtype | None) -> bool:

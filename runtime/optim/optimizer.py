@@ -18,8 +18,9 @@ States = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
 class Optimizer:
     """An optimizer over a torch one, or over kernels where they run when it is made; their states are the same.
 
-    Weight decay is for matrices (two axes or more): norms and biases have none. States exist from the beginning, so
-    that memory is known before the first step and a checkpoint has somewhere to be read into.
+    Weight decay is for matrices (two axes or more): norms and biases have none, unless a `Group` says otherwise. States
+    exist from the beginning, so that memory is known before the first step and a checkpoint has somewhere to be read
+    into.
     """
 
     inner: torch.optim.Optimizer
@@ -49,7 +50,7 @@ class Optimizer:
         check.rate(rate)
         self._gradients()
         for group in self.inner.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.inner.step()
         self._look()
         self.inner.zero_grad(set_to_none=True)
@@ -90,22 +91,17 @@ class Optimizer:
                 tensor.copy_(states[name][key])
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters to train by name, a shared one once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def trainable(model: nn.Module | Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The parameters to train by name, a shared one once. model: or some of its parameters by name."""
+    named = model.named_parameters() if isinstance(model, nn.Module) else model.items()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
-def groups(parameters: Mapping[str, nn.Parameter], decay: float) -> list[dict[str, list[nn.Parameter] | float]]:
-    """Parameter groups for torch: matrices with weight decay, norms and biases without."""
-    check.between(decay, 0, 1e4, "weight decay")
-    matrices = [parameter for name, parameter in parameters.items() if _decays(name, parameter)]
-    others = [parameter for name, parameter in parameters.items() if not _decays(name, parameter)]
-    found = ((matrices, decay), (others, 0.0))
-    return [{"params": params, "weight_decay": weight_decay} for params, weight_decay in found if params]
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and name.rpartition(".")[2] != "bias"  # biases of stacked experts have two axes
+def masters(parameter: nn.Parameter, kept: bool) -> dict[str, Tensor]:
+    """The state that a parameter has in float32 beside itself: none unless it is kept, or in float32 itself."""
+    if not kept or parameter.dtype == torch.float32:
+        return {}
+    return {"master": parameter.detach().to(torch.float32, copy=True)}
 
 
 def _differ(own: object, given: object) -> str:

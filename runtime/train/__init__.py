@@ -7,7 +7,7 @@ from .folder import create_run_folder
 from .ledger import Ledger, LinearLoss, Repeat, Saved
 from .load import load_model, load_weights
 from .options import Options, parse_options
-from .recipe import Plan, Precision, Recipe
+from .recipe import Plan, Precision, Ramp, Recipe
 from .run import Run
 from .stop import stop_on_problem
 
@@ -19,6 +19,7 @@ __all__ = [
     "Options",
     "Plan",
     "Precision",
+    "Ramp",
     "Recipe",
     "Repeat",
     "Run",

@@ -71,7 +71,8 @@ class Ledger:
     params: trainable elements in all. rest: saved outside of the repeats, without the loss; rest_unfused: the same
     where kernels do not run. logits: elements that the loss is computed from; loss_kernel: by a kernel, which holds
     nothing but these and their gradients; losses: of which logits it holds not even these.
-    optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes. flops_per_token: forward, attention
+    optimizer_moments: states per parameter (AdamW 2, Lion 1); single_moment: parameters that have one and not two, as
+    Muon's have. buffers: bytes. flops_per_token: forward, attention
     counted causally.
     """
 
@@ -80,6 +81,7 @@ class Ledger:
     rest: Saved = Saved()
     logits: int = 0
     optimizer_moments: int = 2
+    single_moment: int = 0
     buffers: int = 0
     flops_per_token: int = 0
     rest_unfused: Saved | None = None
@@ -114,7 +116,7 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     accumulated: gradients of earlier passes are there all the time; else they come as what was saved goes.
     """
     assert 0 <= recompute <= ledger.layers, f"{recompute} of {ledger.layers} layers recomputed"
-    params, moments = ledger.params, ledger.params * ledger.optimizer_moments
+    params, moments = ledger.params, ledger.params * ledger.optimizer_moments - ledger.single_moment
     gradients = params * _width(precision.params)
     kept = _keep(ledger, precision, microbatch, recompute)
     loss = _loss(ledger, precision, microbatch)
@@ -129,9 +131,11 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
         Row(
             "optimizer states",
             moments * _width(precision.optimizer),
-            f"{ledger.optimizer_moments} a parameter in {precision.optimizer}",
+            f"{moments / max(1, params):.3g} a parameter in {precision.optimizer}",
         ),
     ]
+    if precision.master is not None and precision.master != precision.params:
+        found.append(Row("master weights", params * _width(precision.master), f"as many in {precision.master}"))
     if ledger.buffers:
         found.append(Row("buffers", ledger.buffers, ""))
     if kept.cast:

@@ -34,7 +34,8 @@ class Precision:
     """Dtypes by the spec's names: of parameters (and gradients), of the forward pass, of gradient sums between
     devices, of the optimizer's moments.
 
-    rounding: how the optimizer rounds to bf16, "nearest" or "stochastic".
+    rounding: how the optimizer rounds to bf16, "nearest" or "stochastic". master: of the copy of parameters that the
+    optimizer updates, "fp32"; None where it updates them themselves.
     """
 
     params: str = "fp32"
@@ -42,15 +43,34 @@ class Precision:
     reduce: str = "fp32"
     optimizer: str = "fp32"
     rounding: str = "nearest"
+    master: str | None = None
 
     def __post_init__(self) -> None:
+        if self.master not in (None, "fp32"):
+            raise Problem(f"masters in `{self.master}` are of no use", "use fp32, or none")
         for name in (self.params, self.compute, self.reduce, self.optimizer):
             dtype_of(name)
         check_rounding(self.rounding)
 
     def __str__(self) -> str:
         rounded = "" if self.rounding == "nearest" else f", {self.rounding} rounding"
-        return f"{self.params} parameters, {self.compute} compute, {self.optimizer} optimizer{rounded}"
+        masters = f" with {self.master} masters" if self.master else ""
+        return f"{self.params} parameters{masters}, {self.compute} compute, {self.optimizer} optimizer{rounded}"
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Batches that grow from `start` sequences by `by` at a time, in equal parts of a fraction `over` of the steps."""
+
+    start: int
+    by: int
+    over: float
+
+    def sequences(self, step: int, steps: int, most: int) -> int:
+        """Of a step, counted from 0, of so many in all; `most` once the ramp is over."""
+        stages = (most - self.start) // self.by
+        stage = math.floor(step * stages / (self.over * steps) + 1e-9)
+        return min(most, self.start + stage * self.by)
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,8 @@ class Recipe:
     sequences, length: of one batch, that is one optimizer step. save_every: steps; save_keep: checkpoints kept.
     default: the spec had no `train` section. text: how the recipe reads in the language, shown when it is the default.
     inputs: of a model that takes more than text, all by name (but `documents`). tasks: results that are compared with
-    labels. next_token: the objective predicts tokens, so that text can be trained on.
+    labels. next_token: the objective predicts tokens, so that text can be trained on. ramp: batches have fewer
+    sequences at first.
     """
 
     name: str
@@ -80,6 +101,7 @@ class Recipe:
     inputs: Mapping[str, Input] = field(default_factory=dict)
     tasks: Mapping[str, Task] = field(default_factory=dict)
     next_token: bool = True
+    ramp: Ramp | None = None
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Recipe:
@@ -88,8 +110,9 @@ class Recipe:
             name: Input(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("inputs", {}).items()
         }
         tasks = {name: Task(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("tasks", {}).items()}
+        ramp = Ramp(**fields["ramp"]) if fields.get("ramp") else None
         precision = Precision(**fields["precision"])
-        return cls(**(fields | {"precision": precision, "inputs": inputs, "tasks": tasks}))
+        return cls(**(fields | {"precision": precision, "inputs": inputs, "tasks": tasks, "ramp": ramp}))
 
     @property
     def fields(self) -> Fields:
@@ -100,7 +123,19 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Optimizer steps that its tokens take."""
-        return max(1, math.ceil(self.tokens / (self.sequences * self.length)))
+        mean = float(self.sequences)
+        if self.ramp is not None:  # its stages, of which the last ends one `by` short, are equally long
+            mean -= self.ramp.over * (self.sequences - self.ramp.start + self.ramp.by) / 2
+        return max(1, math.ceil(self.tokens / (mean * self.length)))
+
+    def sequences_at(self, step: int, steps: int) -> int:
+        """Of a step, counted from 0, of so many in all."""
+        return self.sequences if self.ramp is None else self.ramp.sequences(step, steps, self.sequences)
+
+    @property
+    def divisor(self) -> int:
+        """What a microbatch must divide, so that every batch is some of them."""
+        return self.sequences if self.ramp is None else math.gcd(self.sequences, self.ramp.start, self.ramp.by)
 
 
 @dataclass(frozen=True)

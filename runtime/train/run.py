@@ -8,11 +8,11 @@ import inspect
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
 from .folder import write_json
+from .fp8 import use_fp8
 from .kept import Position, list_checkpoints, set_aside
 from .ledger import Ledger
 from .load import build_model
@@ -44,6 +45,17 @@ from .stop import Stop
 
 M = TypeVar("M", bound=nn.Module)
 
+
+class States(TypedDict):
+    """What every optimizer is told of what it keeps: the dtype of moments, how bf16 is rounded to, and whether each
+    parameter has a copy in fp32.
+    """
+
+    state_dtype: torch.dtype
+    rounding: str
+    master: bool
+
+
 HELD_OUT_AT_SAVE = 65_536  # positions of each source to measure on when a checkpoint is written
 HELD_OUT_AT_END = 262_144
 ACCURACY = "accuracy"  # how names in the log begin that are no loss
@@ -52,17 +64,20 @@ ACCURACY = "accuracy"  # how names in the log begin that are no loss
 class Run:
     """A run in progress, in the order in which a trainer uses it: open, build, restore, steps, finish.
 
-    steps: optimizer steps in all. accumulation: forward passes in each. state_dtype, rounding: for the optimizer.
+    steps: optimizer steps in all. states: how the optimizer keeps what it knows of each parameter.
     """
 
     def __init__(self, opened: Opened, recipe: Recipe, ledger: Ledger, objective: Objective) -> None:
         self.folder, self.facts, self.device, self._data = opened.folder, opened.facts, opened.device, opened.data
         self.recipe, self.ledger, self.objective = recipe, ledger, objective
         self.steps = self.facts.steps
-        self.accumulation = recipe.sequences // self.facts.microbatch
-        self.state_dtype = dtype_of(self.facts.precision.optimizer)
-        self.rounding = self.facts.precision.rounding
+        self.states = States(
+            state_dtype=dtype_of(self.facts.precision.optimizer),
+            rounding=self.facts.precision.rounding,
+            master=self.facts.precision.master is not None,
+        )
         self.done = opened.position.step if opened.position is not None else 0
+        self._taken = opened.position.sequences if opened.position is not None else 0  # from the data
         self._opened = opened
         self._digest = digest_of(self._data.sources)
         self._stop = Stop()
@@ -88,14 +103,20 @@ class Run:
         opened = (open_resumed if options.resume else open_new)(options, recipe, ledger, package, trainer)
         return cls(opened, recipe, ledger, objective)
 
-    def build(self, model_class: type[M], init: Initialiser) -> M:
+    @property
+    def accumulation(self) -> int:
+        """Forward passes in the step."""
+        return self.recipe.sequences_at(self.done, self.steps) // self.facts.microbatch
+
+    def build(self, model_class: type[M], init: Initialiser, fp8: Mapping[str, str] | None = None) -> M:
         """The model on the device, initialised from the seed, its first layers recomputed as the ledger found
-        necessary.
+        necessary. fp8: which linear layers have 8-bit products, as `use_fp8` has it.
         """
         precision = self.facts.precision
         model = build_model(model_class, dtype_of(precision.compute), dtype_of(precision.params), self.device)
         assert isinstance(model, model_class)
         init(model, self.facts.seed)
+        use_fp8(model, fp8 or {})
         layers = [layer for repeat in self.ledger.repeats for layer in model.get_submodule(repeat.name).children()]
         for layer in layers[: self.facts.recompute]:
             # The instance's own `forward` hides its class's: names in the state dict stay as they are.
@@ -132,8 +153,10 @@ class Run:
     def batches(self, step: int) -> Iterator[Batch]:
         """The step's batches, `accumulation` of them. Raises Problem after the last when the loss is not finite."""
         self._losses, self._counted, self._positions = {}, {}, 0
-        for i in range(self.accumulation):
-            batch = self._data.batch(step * self.accumulation + i, self.facts.microbatch)
+        assert step == self.done, f"step {step} follows {self.done} that are done"
+        first = self._taken // self.facts.microbatch
+        for i in range(first, first + self.accumulation):
+            batch = self._data.batch(i, self.facts.microbatch)
             self._positions += batch.positions
             yield batch.to(self.device)
         # Looked at once a step, with all its work queued, and before anything was changed by it.
@@ -194,6 +217,7 @@ class Run:
     def _end_step(self, done: int) -> None:
         line = self._line
         assert line is not None and line["step"] == done, f"step {done} ended without a report"
+        self._taken += self.recipe.sequences_at(done - 1, self.steps)
         self.done, last = done, done == self.steps
         due, mark = last or done % self.facts.save_every == 0, None
         if due and not self._stop.signal:
@@ -217,7 +241,7 @@ class Run:
     def _save(self, mark: float | None, said: str) -> None:
         position = Position(
             step=self.done,
-            sequences=self.done * self.recipe.sequences,
+            sequences=self._taken,
             seed=self.facts.seed,
             spec_hash=self.facts.spec_hash,
             text=self._digest,
@@ -262,8 +286,8 @@ class Run:
 
     def _trained(self) -> int:
         """Positions of all batches so far."""
-        counts = self._data.batches(self.done * self.accumulation)
         rows = self.facts.microbatch
+        counts = self._data.batches(self._taken // rows)
         return sum(n * rows * source.positions for n, source in zip(counts, self._data.sources, strict=True))
 
     def _not_finite(self, step: int, name: str, value: float) -> Problem:

@@ -18,13 +18,17 @@ SLOW = "\n        __import__('time').sleep(0.01)"
 
 
 def run(package: Path, out: Path, *arguments: object, kill_after: float | None = None) -> bool:
-    """Whether the trainer came to its end; killed so many seconds after its run's folder is there."""
+    """Whether the trainer came to its end; killed so many seconds after it began to train, or while it starts when
+    that is negative.
+    """
+    log = out / "train.jsonl"
+    before = log.stat().st_ino if log.exists() else None
     process = start(package, "--out", out, *arguments)
     if kill_after is not None:
-        while process.poll() is None and not (out / "train.jsonl").exists():
-            time.sleep(0.005)
+        while process.poll() is None and kill_after >= 0 and (not log.exists() or log.stat().st_ino == before):
+            time.sleep(0.002)
         try:
-            process.wait(kill_after)
+            process.wait(abs(kill_after))
         except subprocess.TimeoutExpired:
             process.kill()
     _, stderr = process.communicate(timeout=120)
@@ -46,19 +50,20 @@ def kill_and_go_on(tmp_path: Path, kills: int, seed: int) -> None:
         arguments = ("--resume",) if done else ("--data", text, *options)
         before = step_of(find_sound(out / "checkpoints")[0]) if done else 0
         resumed += done
-        if run(package, out, *arguments, kill_after=rng.uniform(0, 0.5)):
+        if run(package, out, *arguments, kill_after=rng.choice([-5.0, 1.0, 1.0, 1.0, 1.0]) * rng.random()):
             out.rename(tmp_path / f"ended-{killed}")  # the next one begins anew
             assert log_lines(tmp_path / f"ended-{killed}") == expected
             continue
         killed += 1
-        lines = (out / "train.jsonl").read_text().splitlines()
+        lines = (out / "train.jsonl").read_text().splitlines() if out.exists() else []
         if (out / "checkpoints").is_dir() and list_checkpoints(out / "checkpoints"):
             path, position, damaged = find_sound(out / "checkpoints")
             assert not damaged, f"a kill damaged {damaged}"
             # the one in flight and what was trained meanwhile may be lost
             assert before <= position.step and len(lines) - position.step <= 2 * EVERY, path
     if not list_checkpoints(out / "checkpoints"):
-        out.rename(tmp_path / "before-any-checkpoint")
+        if out.exists():
+            out.rename(tmp_path / "before-any-checkpoint")
         assert run(package, out, "--data", text, *options)
     else:
         assert run(package, out, "--resume")

@@ -383,19 +383,79 @@ def test_out_that_is_no_folder_for_a_run(package: Path, text: Path, whole: Path,
     assert (tmp_path / "empty" / "result.json").exists()
 
 
-def test_loss_that_is_not_finite_stops_before_it_changes_anything(text: Path, tmp_path: Path) -> None:
-    package = write_package(tmp_path)
+def broken(folder: Path, when: str, what: str) -> Path:
+    """A package whose loss, or the gradient of some parameters, is not finite at some steps (counted from 1)."""
+    hook = "" if what in ("loss", "term") else (
+        f"\n        if calls in ({when}): dict(model.named_parameters())['layers.1.up.bias'].grad[3] = float('{what}')"
+    )  # fmt: skip
+    package = write_package(folder)
     source = (package / "train.py").read_text()
+    wrong = {"loss": "loss = loss * float('nan')", "term": "term = loss * float('-inf')"}.get(what, "pass")
     source = source.replace(
-        '    return {"loss": loss,',
-        "    global calls\n    calls += model.training\n    if calls == 6: loss = loss * float('nan')\n"
-        '    return {"loss": loss,',
+        '    return {"loss": loss, "next_token": loss}',
+        "    global calls\n    calls += model.training\n    term = loss * 0\n"
+        f"    if model.training and calls in ({when}): {wrong}\n"
+        '    return {"loss": loss + 0 * term, "next_token": loss, "extra": term}',
+    )
+    source = source.replace(
+        "        norm = optimizer.clip(1.0)", f"        pass{hook}\n        norm = optimizer.clip(1.0)"
     )
     (package / "train.py").write_text(source.replace("PLANS = {", "calls = 0\nPLANS = {"))
-    with pytest.raises(Problem, match=r"the loss of step 6 is nan") as raised:
-        train(package, "--data", text, "--out", tmp_path / "run", "--steps", 8)
-    assert raised.value.help is not None and "step-00000004 was saved before" in raised.value.help
-    assert len(log_lines(tmp_path / "run")) == 5
+    return package
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "said"),
+    [
+        ("loss", "next_token", "step 6 skipped: the term next_token is nan"),
+        ("term", "extra", "step 6 skipped: the term extra is -inf"),
+        ("nan", "layers.1.up.bias", "step 6 skipped: the gradient of layers.1.up.bias has 1 of 32 values not finite"),
+        ("inf", "layers.1.up.bias", "step 6 skipped: the gradient of layers.1.up.bias has 1 of 32 values not finite"),
+    ],
+)
+def test_step_that_is_not_finite_is_skipped_and_named(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, name: str, said: str
+) -> None:
+    options = ("--data", text, "--steps", 8, "--save-every", 1, "--microbatch", 8)
+    train(broken(tmp_path / "a", "6,", what), *options, "--out", tmp_path / "run")
+    assert said in capsys.readouterr().out
+    lines = log_lines(tmp_path / "run")
+    assert [line.get("skipped") for line in lines] == [None] * 5 + [name] + [None] * 2
+    assert lines[5]["loss"] is None if what in ("loss", "term") else lines[5]["loss"] == pytest.approx(5, abs=2)
+    assert lines[5]["norm"] is None and lines[6]["norm"] > 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["skipped"] == 1
+    # Not a parameter and no state has changed: the held-out loss is the same, and so is all that follows without it.
+    assert lines[5]["held_out"] == lines[4]["held_out"] != lines[6]["held_out"]
+    assert (tmp_path / "run" / "loss.png").exists()
+
+
+def test_a_skipped_step_is_as_if_its_rate_and_its_data_alone_had_passed(text: Path, tmp_path: Path) -> None:
+    """States, too: the run goes on as one that makes no step there at all."""
+    options = ("--data", text, "--steps", 8, "--microbatch", 8)
+    train(broken(tmp_path / "a", "3, 6", "nan"), *options, "--out", tmp_path / "skipped")
+    package = broken(tmp_path / "b", "0,", "nan")
+    source = (package / "train.py").read_text()
+    source = source.replace(
+        "        optimizer.step(rate)\n",
+        "        if calls in (3, 6): [setattr(p, 'grad', None) for p in model.parameters()]\n"
+        "        else: optimizer.step(rate)\n",
+    )
+    (package / "train.py").write_text(source)
+    train(package, *options, "--out", tmp_path / "left out")
+    skipped, left_out = log_lines(tmp_path / "skipped"), log_lines(tmp_path / "left out")
+    assert [line["loss"] for line in skipped] == [line["loss"] for line in left_out]
+    here, there = weights(tmp_path / "skipped"), weights(tmp_path / "left out")
+    assert all(torch.equal(here[name], there[name]) for name in there)
+
+
+def test_ten_skipped_steps_in_a_row_end_the_run(text: Path, tmp_path: Path) -> None:
+    package = broken(tmp_path / "generated", ", ".join(str(step) for step in [3, *range(6, 30)]), "loss")
+    with pytest.raises(Problem, match=r"10 steps in a row were skipped; of the last, the term next_token is nan") as it:
+        train(package, "--data", text, "--out", tmp_path / "run", "--steps", 20, "--save-every", 5, "--microbatch", 8)
+    assert it.value.help is not None and "try a lower learning rate" in it.value.help
+    assert "step-00000010 was saved before" in it.value.help
+    assert [line["step"] for line in log_lines(tmp_path / "run") if "skipped" in line] == [3, *range(6, 16)]
 
 
 def test_run_folder_inside_the_text_is_not_text(package: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..kernels import kernels_in_use, use_kernels
 from ..kernels.optimizer import steps
+from .clip import guarded
 from .rounding import draw_seed, number_of
 
 
@@ -65,10 +66,12 @@ class Fused(torch.optim.Optimizer):
         with use_kernels("triton"):  # that they run was settled when states were made
             self._launch_all(seed)
 
-    def measure(self, grads: Sequence[Tensor], most: float | None) -> Tensor:
-        """The norm of gradients; `factor` becomes what makes it at most `most`, None for no bound."""
+    def measure(self, grads: Sequence[Tensor], most: float | None, guard: Tensor | None = None) -> Tensor:
+        """The norm of gradients, not a number when `guard` is not finite; `factor` becomes what makes it at most
+        `most`, None for no bound.
+        """
         with use_kernels("triton"):
-            norm = steps.gradient_norm(grads)
+            norm = guarded(steps.gradient_norm(grads), guard)
         self.factor = steps.clip_factor(norm, math.inf if most is None else most)
         return norm
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..problem import Problem
 from . import check
 from .adamw import AdamW
-from .clip import clip_gradients, not_finite
 from .fused import Fused
 from .groups import Group, is_under, members, parameter_groups, require_members
 from .optimizer import Optimizer, States, masters, trainable
@@ -81,34 +80,20 @@ class Muon(Optimizer):
             for group in self._adamw.inner.param_groups:
                 group["share"] *= peak / lr
 
-    @torch.no_grad()
-    def clip(self, most: float | None) -> Tensor:
-        grads = self._gradients()
-        if self._fused is None or not grads:
-            return clip_gradients(grads, most)
-        check.most(most)
-        self._norm = self._fused.measure(list(grads.values()), most)
-        return self._norm
-
-    def step(self, rate: float) -> None:
-        check.rate(rate)
-        grads = self._gradients()
-        norm, self._norm = self._norm, None
-        factor = self._fused.factor if self._fused is not None and norm is not None else None
-        if norm is not None and not norm.isfinite():  # waits for the device, before anything is changed
-            assert self._fused is not None
-            self._fused.factor = None
-            raise not_finite(grads)
-        parts = [self.inner, *([self._adamw.inner] if self._adamw is not None else [])]
-        for group in (group for part in parts for group in part.param_groups):
-            group["lr"] = rate * group["share"]
-        self._muon.update(factor)
-        if self._adamw is not None:
-            self._adamw.inner.step()
-        if self._fused is not None:
-            self._fused.factor = None
-        for part in parts:
-            part.zero_grad(set_to_none=True)
+    def _take(self, rate: float, norm: Tensor | None) -> bool:
+        fused = self._fused
+        factor = fused.factor if fused is not None and norm is not None else None
+        finite = norm is None or bool(norm.isfinite())  # waits for the device, before anything is changed
+        if finite:
+            parts = [self.inner, *([self._adamw.inner] if self._adamw is not None else [])]
+            for group in (group for part in parts for group in part.param_groups):
+                group["lr"] = rate * group["share"]
+            self._muon.update(factor)
+            if self._adamw is not None:
+                self._adamw.inner.step()
+        if fused is not None:
+            fused.factor = None
+        return finite
 
     def state_dict(self) -> States:
         own = {} if self._adamw is None else self._adamw.state_dict()
@@ -116,7 +101,6 @@ class Muon(Optimizer):
 
     @property
     def _fused(self) -> Fused | None:
-        """What measures norms by kernels, where they run."""
         inner = self._adamw.inner if self._adamw is not None else None
         return inner if isinstance(inner, Fused) else None
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..problem import Problem
 from . import check
-from .clip import clip_gradients, not_finite
+from .clip import NotFinite, measure, not_finite, scale
 from .fused import Fused
 
 States = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
@@ -25,44 +25,65 @@ class Optimizer:
 
     inner: torch.optim.Optimizer
     parameters: dict[str, nn.Parameter]
+    guard: Tensor | None = None  # a scalar on the device, such as the loss: the next step needs it to be finite, too
+    skipped: NotFinite | None = None  # why the last step changed nothing; None when it was taken
     _norm: Tensor | None = None  # of the gradients that the next step clips
 
     @torch.no_grad()
     def clip(self, most: float | None) -> Tensor:
         """The 2-norm of all gradients, which the next step scales so that it is at most `most` (None: does not).
 
-        As `clip` of this package, but where kernels step the gradients stay as they are: the step multiplies them as it
-        reads them, in fp32, and it is the step that raises Problem when the norm is not finite.
+        Where kernels step the gradients stay as they are: the step multiplies them as it reads them, in fp32. Where the
+        norm or `guard` is not finite, what is returned is neither, and the next step changes nothing.
         """
         grads = self._gradients()
-        if not isinstance(self.inner, Fused) or not grads:
-            return clip_gradients(grads, most)
         check.most(most)
-        self._norm = self.inner.measure(list(grads.values()), most)
+        if not grads:
+            return torch.zeros(())
+        if self._fused is not None:
+            self._norm = self._fused.measure(list(grads.values()), most, self.guard)
+        else:
+            self._norm = measure(grads, self.guard)
+            if self._norm.isfinite():  # waits for the device, as reporting the norm would
+                scale(grads, self._norm, most)
         return self._norm
 
-    def step(self, rate: float) -> None:
-        """Update all parameters at this learning rate, and drop the gradients.
+    def step(self, rate: float) -> bool:
+        """Update all parameters at this learning rate, and drop the gradients. Returns whether it did: when the norm
+        that `clip` gave is not finite no parameter and no state changes, and `skipped` says why.
 
-        Raises Problem when the rate is not finite or negative, when a gradient is sparse, and when the norm that `clip`
-        measured is not finite: then no parameter and no state has changed, and the gradients are there.
+        Raises Problem when the rate is not finite or negative, and when a gradient is sparse.
         """
         check.rate(rate)
-        self._gradients()
+        grads = self._gradients()
+        taken = self._take(rate, self._norm)
+        self.skipped = None if taken else not_finite(grads)
+        self._norm = self.guard = None
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return taken
+
+    def _take(self, rate: float, norm: Tensor | None) -> bool:
+        """The step itself. Kernels are queued before the norm is looked at, which waits for the device as reporting it
+        would.
+        """
+        if self._fused is None and norm is not None and not norm.isfinite():
+            return False
         for group in self.inner.param_groups:
             group["lr"] = rate * group["share"]
         self.inner.step()
-        self._look()
-        self.inner.zero_grad(set_to_none=True)
+        if self._fused is None or norm is None:
+            return True
+        self._fused.factor = None
+        if norm.isfinite():
+            return True
+        self._fused.take_back()
+        return False
 
-    def _look(self) -> None:
-        """Waits for the device, as reporting the norm would, when all its work is queued."""
-        norm, self._norm = self._norm, None
-        if isinstance(self.inner, Fused) and norm is not None:
-            self.inner.factor = None
-            if not norm.isfinite():
-                self.inner.take_back()
-                raise not_finite(self._gradients())
+    @property
+    def _fused(self) -> Fused | None:
+        """What measures norms by kernels, where they run."""
+        return self.inner if isinstance(self.inner, Fused) else None
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}

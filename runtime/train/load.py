@@ -16,22 +16,24 @@ from torch import nn
 
 from ..adapter import merge
 from ..problem import Problem
-from .checkpoint import find_checkpoint, read_checkpoint, stored_dtype
+from .checkpoint import read_checkpoint, stored_dtype
 from .device import find_device
 from .folder import Facts, RunFolder
+from .kept import Which, find_checkpoint
 from .recipe import Recipe, dtype_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_model(
-    run_folder: Path | str, step: int | None = None, device: str = "auto", dtype: torch.dtype | None = None
+    run_folder: Path | str, step: Which = None, device: str = "auto", dtype: torch.dtype | None = None
 ) -> tuple[nn.Module, ModuleType, Tokenizer | None]:
     """(model in eval mode, its `serve` module, its tokenizer if there is one) from a run's folder.
 
-    step: of the checkpoint, the last when None. dtype: of parameters and computing; when None, parameters as they were
-    saved, computing as the run did. The generated code is the run's own copy. Raises Problem when the folder is no
-    run, has no whole checkpoint, or code and checkpoint do not match.
+    step: of the checkpoint; the last when None, and `best` is the one with the least held-out loss. dtype: of
+    parameters and computing; when None, parameters as they were saved, computing as the run did. The generated code is
+    the run's own copy. Raises Problem when the folder is no run, has no whole checkpoint, or code and checkpoint do not
+    match.
     """
     folder = RunFolder(Path(run_folder))
     facts = _facts(folder)
@@ -45,7 +47,7 @@ def load_model(
 def load_weights(
     model_class: type[Model],
     run_folder: Path | str,
-    step: int | None = None,
+    step: Which = None,
     device: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> Model:

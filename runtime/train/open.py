@@ -12,21 +12,24 @@ from ..data import Mixture, Source, TextSource
 from ..data.source import TEXT
 from ..kernels.choice import choose_kernels, kernels_in_use
 from ..problem import Problem
-from .checkpoint import Position, find_checkpoint
 from .device import available_memory, device_name, find_device, make_deterministic
 from .environment import environment
 from .fit import Fit, choose, refusal, smallest
 from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_json
+from .kept import Position, find_sound
 from .ledger import Ledger, table
 from .options import Options
 from .recipe import Plan, Precision, Recipe
+from .saver import settle
 from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources
 from .start import base_of
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A run that may begin. staging: its folder while it is new. checkpoint, position: where it goes on from."""
+    """A run that may begin. staging: its folder while it is new. checkpoint, position: where it goes on from. damaged:
+    checkpoints that it does not go on from.
+    """
 
     folder: RunFolder
     facts: Facts
@@ -35,6 +38,7 @@ class Opened:
     staging: Staging | None = None
     checkpoint: Path | None = None
     position: Position | None = None
+    damaged: tuple[Path, ...] = ()
 
 
 def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
@@ -121,7 +125,8 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             f"--resume: {options.out} holds an imported model, not a training run", "begin one with another --out"
         )
     _require_same_spec(before, recipe, folder, package, trainer)
-    checkpoint, position = find_checkpoint(folder.checkpoints)
+    settle(folder.checkpoints)
+    checkpoint, position, damaged = find_sound(folder.checkpoints)
     if options.seed not in (None, before.seed):
         raise Problem(
             f"--seed {options.seed}: this run has seed {before.seed}, which cannot change on the way",
@@ -159,6 +164,8 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)
+    for path, reason in damaged.items():
+        print(f"note: the checkpoint {path} is damaged, and an earlier one is used: {reason}", flush=True)
     print(f"going on after step {position.step:,} of {facts.steps:,} ({checkpoint})", flush=True)
     changed = [
         f"{field.name} {getattr(before, field.name)} -> {getattr(facts, field.name)}"
@@ -169,7 +176,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     if changed:
         print("note: not as before, so losses may differ from the unbroken run: " + ", ".join(changed), flush=True)
     data = Mixture(sources, facts.mix)
-    return Opened(folder, facts, device, data, checkpoint=checkpoint, position=position)
+    return Opened(folder, facts, device, data, checkpoint=checkpoint, position=position, damaged=tuple(damaged))
 
 
 def _plan(options: Options, name: str | None) -> tuple[str | None, Plan]:

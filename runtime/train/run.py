@@ -22,22 +22,24 @@ from ..data import Batch
 from ..data.source import TEXT
 from ..optim.init import Initialiser
 from ..optim.optimizer import Optimizer
-from ..problem import Problem
-from .checkpoint import Position, State, list_checkpoints, read_checkpoint, write_checkpoint
+from .checkpoint import State, read_checkpoint
 from .device import used_memory
 from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
 from .folder import write_json
 from .fp8 import use_fp8
+from .kept import Position, set_aside
 from .ledger import Ledger
 from .load import build_model
-from .log import Log, read_lines
+from .log import Line, Log, read_lines
 from .open import Opened, open_new, open_resumed
 from .options import Options
 from .plot import plot_loss
 from .progress import Progress
 from .recipe import Recipe, dtype_of
+from .saver import Saver
+from .skips import Skips
 from .sources import digest_of
 from .start import adapt, read_base
 from .stop import Stop
@@ -81,10 +83,12 @@ class Run:
         self._digest = digest_of(self._data.sources)
         self._stop = Stop()
         self._progress = Progress(self.steps, self._stop)
+        self._saver = Saver(self.folder.checkpoints, recipe.save_keep)
         self._losses: dict[str, Tensor] = {}
         self._counted: dict[str, int] = {}  # in how many batches of the step a term was there
         self._positions = 0  # of the step's batches
-        self._line: dict[str, float] | None = None
+        self._skips = Skips()
+        self._line: Line | None = None
         self._held: dict[str, HeldOut] | None = None
         self._seconds, self._timed = 0.0, 0  # of the steps of this process, and their positions
 
@@ -140,6 +144,8 @@ class Run:
         if self._opened.staging is not None:
             self._opened.staging.commit()
         else:
+            for path in self._opened.damaged:
+                set_aside(path)
             self.folder.write(self.facts)
             write_json(self.folder.path / "environment.json", environment(self.device))
         self._log = Log.open(self.folder.log, after=self.done)
@@ -151,7 +157,9 @@ class Run:
                 self._end_step(step + 1)
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """The step's batches, `accumulation` of them. Raises Problem after the last when the loss is not finite."""
+        """The step's batches, `accumulation` of them. Once a loss of theirs is not finite, the optimizer's next step
+        changes nothing.
+        """
         self._losses, self._counted, self._positions = {}, {}, 0
         assert step == self.done, f"step {step} follows {self.done} that are done"
         first = self._taken // self.facts.microbatch
@@ -159,10 +167,7 @@ class Run:
             batch = self._data.batch(i, self.facts.microbatch)
             self._positions += batch.positions
             yield batch.to(self.device)
-        # Looked at once a step, with all its work queued, and before anything was changed by it.
-        for name, loss in self._losses.items():
-            if not loss.isfinite():
-                raise self._not_finite(step + 1, name, float(loss))
+        self.optimizer.guard = self._losses.get("loss")
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Count the losses of one batch into the step's means: each over the batches that have its term."""
@@ -176,13 +181,17 @@ class Run:
         seconds = time.monotonic() - self._began
         self._seconds, self._timed = self._seconds + seconds, self._timed + self._positions
         speed = self._positions / seconds
-        self._line = {"step": step + 1, "loss": losses.pop("loss"), "tokens_per_s": round(speed, 1), "rate": rate}
+        loss = losses.pop("loss")
+        self._line = {"step": step + 1, "loss": loss, "tokens_per_s": round(speed, 1), "rate": rate}
         if norm is not None:
             self._line["norm"] = float(norm)
         self._line |= losses
         if self._dropped:
             self._line["dropped"] = self._dropped.take()
-        self._progress.update(step + 1, self._line["loss"], speed, seconds, used_memory(self.device))
+        if name := self._skips.count(self.optimizer.skipped, {**losses, "loss": loss}):
+            self._line["skipped"] = name
+            self._progress.say(f"step {step + 1:,} skipped: {self._skips.what}")
+        self._progress.update(step + 1, loss, speed, seconds, used_memory(self.device))
 
     def finish(self) -> None:
         """Measure held-out loss, write result.json and loss.png, and say how it went."""
@@ -203,6 +212,8 @@ class Run:
             "tokens_per_s": round(self._timed / self._seconds, 1) if self._timed else None,
             "memory": used_memory(self.device),
         }
+        if skipped := sum("skipped" in line for line in lines):
+            result["skipped"] = skipped
         if shares := [line["dropped"] for line in lines if "dropped" in line]:
             result["dropped"] = dropped = sum(shares) / len(shares)
             self._progress.say(f"experts had no room for {dropped:.2%} of all choices")
@@ -219,22 +230,27 @@ class Run:
         assert line is not None and line["step"] == done, f"step {done} ended without a report"
         self._taken += self.recipe.sequences_at(done - 1, self.steps)
         self.done, last = done, done == self.steps
-        due = last or done % self.facts.save_every == 0
+        due, mark = last or done % self.facts.save_every == 0, None
         if due and not self._stop.signal:
             held = self._evaluate(HELD_OUT_AT_END if last else HELD_OUT_AT_SAVE)
             self._held = held if last else None
             line |= self._held_out_line(held)
+            mark = self._mark(held)
         self._log.write(line)  # before the checkpoint: a resumed run cuts lines off, but cannot add them
+        self._skips.require_progress(self.folder.checkpoints)
         if due or self._stop.signal:
-            path = self._save()
             measured = f", held-out loss {line['held_out']:.4f}" if "held_out" in line else ""
             accuracy = (f", {name.split('.')[-1]} {share:.1%}" for name, share in line.items() if ACCURACY in name)
-            self._progress.say(f"step {done:,}{measured}{''.join(accuracy)}, saved {path.name}")
+            self._save(mark, f"step {done:,}{measured}{''.join(accuracy)}")
+        if last or self._stop.signal:
+            self._saver.wait()
+        for said in self._saver.finished():
+            self._progress.say(said)
         if self._stop.signal and not last:
             self._progress.say(f"stopped; go on with:\n  {self._resume_command()}")
             sys.exit(128 + self._stop.signal)
 
-    def _save(self) -> Path:
+    def _save(self, mark: float | None, said: str) -> None:
         position = Position(
             step=self.done,
             sequences=self._taken,
@@ -242,10 +258,14 @@ class Run:
             spec_hash=self.facts.spec_hash,
             text=self._digest,
         )
-        model, optimizer = self._weights(), self.optimizer.state_dict()
-        return write_checkpoint(
-            self.folder.checkpoints, self.done, model, optimizer, position, keep=self.recipe.save_keep
-        )
+        self._saver.start(position, self._weights(), self.optimizer.state_dict(), mark, said)
+
+    def _mark(self, held: dict[str, HeldOut]) -> float:
+        """The held-out loss by which checkpoints compare: always that of as many rows, so of fewer than at the end."""
+        sources = self._data.sources
+        if any(held[source.name].rows > max(1, HELD_OUT_AT_SAVE // source.positions) for source in sources):
+            held = self._evaluate(HELD_OUT_AT_SAVE)
+        return self._held_out_loss(held)
 
     def _weights(self) -> dict[str, Tensor]:
         """What a checkpoint holds of the model: all of it, or what is trained where the rest is that of another run."""
@@ -289,14 +309,6 @@ class Run:
         rows = self.facts.microbatch
         counts = self._data.batches(self._taken // rows)
         return sum(n * rows * source.positions for n, source in zip(counts, self._data.sources, strict=True))
-
-    def _not_finite(self, step: int, name: str, value: float) -> Problem:
-        term = "" if name == "loss" else f" ({name})"
-        there = list_checkpoints(self.folder.checkpoints)
-        way = "try a lower learning rate, a longer warmup, or --precision fp32"
-        if there:
-            way += f"; {there[-1]} was saved before"
-        return Problem(f"the loss{term} of step {step:,} is {value}", way)
 
     def _resume_command(self) -> str:
         script = self.folder.code(self.facts.model) / self.facts.trainer

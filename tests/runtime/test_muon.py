@@ -145,8 +145,13 @@ def test_what_is_not_finite_changes_nothing() -> None:
     optimizer = optim.Muon(one, lr=0.02, adamw_for=OTHERS)
     gradients(one, 0)
     one.layers[1].weight.grad[2, 3] = float("inf")
-    with pytest.raises(Problem, match=r"layers.1.weight has 1 of 192 values not finite"):
-        optimizer.clip(1.0)
+    states = copy.deepcopy(optimizer.state_dict())
+    assert not optimizer.clip(1.0).isfinite()
+    assert not optimizer.step(0.02)
+    assert optimizer.skipped is not None and optimizer.skipped.name == "layers.1.weight"
+    assert "layers.1.weight has 1 of 192 values not finite" in optimizer.skipped.what
+    for name, tensors in optimizer.state_dict().items():
+        assert all(torch.equal(tensor, states[name][key]) for key, tensor in tensors.items())
     assert all(torch.equal(before[name], value) for name, value in one.state_dict().items())
 
 

@@ -210,6 +210,25 @@ def test_clip_names_the_parameter_whose_gradient_is_not_finite() -> None:
     assert torch.equal(given.linear.weight.grad, before)
 
 
+def test_what_is_not_finite_is_named_from_the_first_to_the_last() -> None:
+    given = model()
+    gradients(given, 0)
+    names = list(dict(given.named_parameters()))
+    for name in names[1:3]:
+        given.get_parameter(name).grad.fill_(math.nan)
+    optimizer = optim.AdamW(given, lr=0.1)
+    optimizer.clip(1.0)
+    assert not optimizer.step(0.1)
+    assert optimizer.skipped is not None and optimizer.skipped.name == names[1]
+    assert optimizer.skipped.what.endswith(f"those of 1 more have some, and backward came to {names[2]} first")
+    gradients(given, 0)
+    for parameter in given.parameters():
+        parameter.grad.fill_(1e38)
+    optimizer.clip(1.0)
+    assert not optimizer.step(0.1)
+    assert optimizer.skipped.name == "norm"
+
+
 def test_clip_measures_small_dtypes_in_float32() -> None:
     given = nn.Linear(1000, 100, bias=False).to(torch.bfloat16)
     given.weight.grad = torch.full_like(given.weight, 1.0)

@@ -1,7 +1,8 @@
-"""Finding the documents: every file of text under the paths that the user named."""
+"""Finding the documents: every file of text, and every row of a table, under the paths that the user named."""
 
 from __future__ import annotations
 
+import builtins
 import codecs
 import hashlib
 import os
@@ -9,10 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from ..problem import Problem
+from .jsonl import SUFFIXES, Jsonl
+from .settings import DataSettings
+from .table import Row, Table, row_of
+from .template import Template, Unfit, template_of
 
 PIECE = 1 << 20  # characters (or bytes) read at a time
+EXAMPLES = 5  # of what was left out, named for each reason
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,17 @@ class Document:
     sha256: str
     start: int
     stop: int
+    table: ClassVar[None] = None  # it is a file by itself, and no row of one
 
     @property
     def bytes(self) -> int:
         return self.stop - self.start
+
+    def read(self, start: int, stop: int) -> builtins.bytes:
+        """These bytes of the file."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
     def pieces(self) -> Iterator[str]:
         """Its text in order, in pieces of about a million characters that end with a line where lines are that short.
@@ -61,14 +75,24 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents, in the order of their paths, and how many files were left out for what reason."""
+    """The documents, in the order of their paths, and how many files and rows were left out for what reason.
 
-    documents: tuple[Document, ...]
+    examples: the first few of these by reason, with what more there is to say.
+    """
+
+    documents: tuple[Document | Row, ...]
     skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         return sum(document.bytes for document in self.documents)
+
+    def skip(self, name: str, reason: str, detail: str = "") -> None:
+        """Count something that is left out."""
+        self.skipped[reason] += 1
+        if len(named := self.examples.setdefault(reason, [])) < EXAMPLES:
+            named.append(f"{name}: {detail}" if detail else name)
 
     def summary(self) -> str:
         """`812 documents, 14.1 MB; skipped 3 binary, 1 empty`."""
@@ -78,15 +102,17 @@ class Corpus:
         return text
 
 
-def find_documents(paths: Sequence[Path], exclude: Path | None = None) -> Corpus:
-    """Every regular file under the paths that is UTF-8 text, each once, folders in sorted order.
+def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings: DataSettings | None = None) -> Corpus:
+    """Every regular file under the paths that is UTF-8 text, each once, folders in sorted order; of a table (JSON
+    lines) every row.
 
     Hidden files and folders and `__pycache__` are passed over, and so is `exclude` (the run's own folder). Files that
-    are empty, binary, not UTF-8 or unreadable are counted by reason. Raises Problem when a path does not exist, when a
-    file named itself is no text, and when there is no text at all.
+    are empty, binary, not UTF-8 or unreadable, and rows that are no text, are counted by reason. Raises Problem when a
+    path does not exist, when a file named itself is no text or has none, and when there is no text at all.
     """
-    documents: list[Document] = []
-    skipped: Counter[str] = Counter()
+    template = template_of(settings or DataSettings())
+    documents: list[Document | Row] = []
+    left_out = Corpus(())
     seen: set[Path] = set()
     for path in paths:
         if not path.exists():
@@ -98,21 +124,49 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None) -> Corpus
                 continue
             seen.add(resolved)
             name = file.name if named else file.relative_to(path).as_posix()
+            if (table := _table(file, name, template)) is not None:
+                documents += _rows(table, left_out, named)
+                continue
             document, reason = _read(file, name)
             if document is not None:
                 documents.append(document)
             elif named:
                 raise Problem(f"--data {path}: this file is {reason}", "name files of UTF-8 text, or folders of them")
             else:
-                skipped[reason] += 1
+                left_out.skip(name, reason)
     if not documents:
         where = ", ".join(str(path) for path in paths)
-        left_out = Corpus((), skipped).summary().partition("; ")[2]
+        counted = left_out.summary().partition("; ")[2]
         raise Problem(
-            f"--data {where}: no text found" + (f" ({left_out})" if left_out else ""),
+            f"--data {where}: no text found" + (f" ({counted})" if counted else ""),
             "name files of UTF-8 text, or folders of them; hidden files are passed over",
         )
-    return Corpus(tuple(documents), skipped)
+    return Corpus(tuple(documents), left_out.skipped, left_out.examples)
+
+
+def _table(file: Path, name: str, template: Template) -> Table | None:
+    """The file as one of rows, or None when it is plain text."""
+    return Jsonl(file, name, template) if file.name.endswith(SUFFIXES) else None
+
+
+def _rows(table: Table, left_out: Corpus, named: bool) -> Iterator[Row]:
+    """The rows that are text; the others are counted. Raises Problem when a file named itself has no text."""
+    first, some = "", False
+    for number, text in table.rows():
+        row = row_of(table, number, text) if isinstance(text, str) else text
+        if isinstance(text, str) and not text.strip():
+            row = Unfit("empty")
+        if isinstance(row, Row):
+            some = True
+            yield row
+            continue
+        first = first or f"; row {number} is one {row}"
+        left_out.skip(f"{table.name}:{number}", row.reason, row.detail)
+    if named and not some:
+        raise Problem(
+            f"--data {table.path}: there is no text in it{first}",
+            "--text-field names the field that holds the text, and --join joins several",
+        )
 
 
 def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:

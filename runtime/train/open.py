@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..data import Mixture, Source, TextSource
+from ..data import DataSettings, Mixture, Source, TextSource
 from ..data.source import TEXT
 from ..kernels.choice import choose_kernels, kernels_in_use
 from ..problem import Problem
@@ -46,7 +46,8 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     precision = _precision(recipe, plan, options)
     if not options.data:
         raise Problem("there is nothing to train on", "name files or folders of text with --data")
-    given = find_data(options, recipe)
+    settings = replace(DataSettings(), **options.settings)
+    given = find_data(options, recipe, settings)
     kernels = options.kernels or "auto"
     fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
     facts = Facts(
@@ -67,6 +68,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         threads=torch.get_num_threads(),
         deterministic=options.deterministic,
         sources=given.names,
+        data=settings,
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)
@@ -109,6 +111,12 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             f"--seed {options.seed}: this run has seed {before.seed}, which cannot change on the way",
             "leave --seed out, or begin another run",
         )
+    for name, said in options.settings.items():
+        if (had := getattr(before.data, name)) != said:
+            raise Problem(
+                f"--{name.replace('_', '-')} {said}: this run was begun with {had}, which cannot change on the way",
+                "leave it out, or begin another run",
+            )
     device = find_device(options.device if options.device != "auto" else _same_device(before))
     if options.deterministic or before.deterministic:
         make_deterministic()
@@ -213,7 +221,7 @@ def _sources_again(
     if not options.data and options.tokenizer is not None:
         raise Problem("--tokenizer cannot change on the way", "leave it out with --resume, or begin another run")
     if options.data:
-        given = find_data(options, recipe)
+        given = find_data(options, recipe, before.data)
         if given.digest != position.text or given.names != before.sources:
             what = "text" if before.sources == (TEXT,) else "data"
             raise Problem(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
 
+from ..data.settings import DataSettings
 from .recipe import Plan, Recipe
 
 
@@ -16,12 +17,13 @@ class Options:
     """What the user said; None where nothing was said, and the recipe (or the run that is resumed) decides.
 
     precision: of the forward pass alone; parameters and states stay as the plan or recipe says. plans: all there are.
-    mix: shares of the sources, in the order that `data` names them in.
+    mix: shares of the sources, in the order that `data` names them in. settings: of DataSettings, by name.
     """
 
     out: Path
     data: tuple[Path, ...] = ()
     mix: tuple[Fraction, ...] | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
     steps: int | None = None
     resume: bool = False
     save_every: int | None = None
@@ -45,6 +47,7 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         out=given.out,
         data=tuple(given.data),
         mix=given.mix,
+        settings={each.name: said for each in fields(DataSettings) if (said := getattr(given, each.name)) is not None},
         steps=given.steps,
         resume=given.resume,
         save_every=given.save_every,
@@ -73,7 +76,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         type=Path,
         default=[],
         metavar="PATH",
-        help="files of UTF-8 text, folders of them (NAME=PATH: for that input), and .safetensors files of records",
+        help="text (UTF-8, or .jsonl), folders of it (NAME=PATH: for that input), and .safetensors files of records",
     )
     add(
         "--mix",
@@ -81,6 +84,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         metavar="A,B,...",
         help="shares of the sources in the order of --data, all text being one (default: as many as each has rows)",
     )
+    _add_settings(parser)
     add(
         "--steps",
         type=_at_least(1),
@@ -121,6 +125,18 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         "exactly; slower (a CPU does so anyway)",
     )
     return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """How data is read, which cannot change on the way; None where nothing is said."""
+    group = parser.add_argument_group("reading --data", "settled when a run begins")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--text-field", metavar="NAME", help="the field of a row (a line of JSON) that is its text (text)"
+    )
+    which.add_argument(
+        "--join", metavar="TEMPLATE", help='several fields in one text instead, like "{title} [SEP] {content}"'
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..data import (
     Corpus,
+    DataSettings,
     Fields,
     Records,
     RecordSource,
@@ -62,7 +63,7 @@ class Given:
         return "\n  ".join([*lines, *(records.summary() for _, records in self.records.values())])
 
 
-def find_data(options: Options, recipe: Recipe) -> Given:
+def find_data(options: Options, recipe: Recipe, settings: DataSettings) -> Given:
     """Look at everything that --data names. Raises Problem for what cannot be trained on, and for a --mix or
     --tokenizer that does not go with it.
     """
@@ -87,7 +88,7 @@ def find_data(options: Options, recipe: Recipe) -> Given:
         if not paths:
             raise Problem("--tokenizer: there is no text among the data", "leave it out")
         load_tokenizer(options.tokenizer, recipe.vocabulary)
-    text = {name: find_documents(some, exclude=options.out) for name, some in paths.items()}
+    text = {name: find_documents(some, options.out, settings) for name, some in paths.items()}
     _require_shares(options.mix, names)
     return Given(text, records, tuple(names))
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..problem import Problem
+from .cleaning import Cleaner, Measure
 from .jsonl import SUFFIXES, Jsonl
+from .near_duplicates import near_duplicates, sign
+from .progress import progress
 from .settings import DataSettings
-from .table import Row, Table, row_of
+from .table import Row, Table, read_texts, row_of
 from .template import Template, Unfit, template_of
 
 PIECE = 1 << 20  # characters (or bytes) read at a time
@@ -88,11 +91,20 @@ class Corpus:
     def bytes(self) -> int:
         return sum(document.bytes for document in self.documents)
 
-    def skip(self, name: str, reason: str, detail: str = "") -> None:
+    def report(self) -> dict[str, object]:
+        """For cleaning.json."""
+        return {
+            "documents": len(self.documents),
+            "bytes": self.bytes,
+            "skipped": dict(sorted(self.skipped.items())),
+            "examples": dict(sorted(self.examples.items())),
+        }
+
+    def skip(self, name: str, unfit: Unfit) -> None:
         """Count something that is left out."""
-        self.skipped[reason] += 1
-        if len(named := self.examples.setdefault(reason, [])) < EXAMPLES:
-            named.append(f"{name}: {detail}" if detail else name)
+        self.skipped[unfit.reason] += 1
+        if len(named := self.examples.setdefault(unfit.reason, [])) < EXAMPLES:
+            named.append(f"{name}: {unfit.detail}" if unfit.detail else name)
 
     def summary(self) -> str:
         """`812 documents, 14.1 MB; skipped 3 binary, 1 empty`."""
@@ -107,10 +119,12 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings:
     lines) every row.
 
     Hidden files and folders and `__pycache__` are passed over, and so is `exclude` (the run's own folder). Files that
-    are empty, binary, not UTF-8 or unreadable, and rows that are no text, are counted by reason. Raises Problem when a
-    path does not exist, when a file named itself is no text or has none, and when there is no text at all.
+    are empty, binary, not UTF-8 or unreadable, rows that are no text, and what the settings leave out are counted by
+    reason. Raises Problem when a path does not exist, when a file named itself is no text or has none, and when there
+    is no text at all.
     """
-    template = template_of(settings or DataSettings())
+    settings = settings or DataSettings()
+    template, cleaner = template_of(settings), Cleaner(settings)
     documents: list[Document | Row] = []
     left_out = Corpus(())
     seen: set[Path] = set()
@@ -125,15 +139,9 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings:
             seen.add(resolved)
             name = file.name if named else file.relative_to(path).as_posix()
             if (table := _table(file, name, template)) is not None:
-                documents += _rows(table, left_out, named)
-                continue
-            document, reason = _read(file, name)
-            if document is not None:
+                documents += _rows(table, cleaner, left_out, named)
+            elif (document := _file(file, name, cleaner, left_out, named)) is not None:
                 documents.append(document)
-            elif named:
-                raise Problem(f"--data {path}: this file is {reason}", "name files of UTF-8 text, or folders of them")
-            else:
-                left_out.skip(name, reason)
     if not documents:
         where = ", ".join(str(path) for path in paths)
         counted = left_out.summary().partition("; ")[2]
@@ -141,6 +149,8 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings:
             f"--data {where}: no text found" + (f" ({counted})" if counted else ""),
             "name files of UTF-8 text, or folders of them; hidden files are passed over",
         )
+    if settings.near_duplicates is not None:
+        documents = _without_near_duplicates(documents, settings.near_duplicates, left_out)
     return Corpus(tuple(documents), left_out.skipped, left_out.examples)
 
 
@@ -149,24 +159,53 @@ def _table(file: Path, name: str, template: Template) -> Table | None:
     return Jsonl(file, name, template) if file.name.endswith(SUFFIXES) else None
 
 
-def _rows(table: Table, left_out: Corpus, named: bool) -> Iterator[Row]:
-    """The rows that are text; the others are counted. Raises Problem when a file named itself has no text."""
+def _rows(table: Table, cleaner: Cleaner, left_out: Corpus, named: bool) -> Iterator[Row]:
+    """The rows that are text and stay; the others are counted. Raises Problem when a file named itself has no text."""
     first, some = "", False
     for number, text in table.rows():
         row = row_of(table, number, text) if isinstance(text, str) else text
-        if isinstance(text, str) and not text.strip():
-            row = Unfit("empty")
+        if isinstance(row, Row) and isinstance(text, str):
+            measure = Measure()
+            measure.add(text.encode(), text)
+            some = some or not measure.blank
+            row = cleaner.unfit(row.name, row.digest, measure) or row
         if isinstance(row, Row):
-            some = True
             yield row
             continue
         first = first or f"; row {number} is one {row}"
-        left_out.skip(f"{table.name}:{number}", row.reason, row.detail)
+        left_out.skip(f"{table.name}:{number}", row)
     if named and not some:
         raise Problem(
             f"--data {table.path}: there is no text in it{first}",
             "--text-field names the field that holds the text, and --join joins several",
         )
+
+
+def _file(path: Path, name: str, cleaner: Cleaner, left_out: Corpus, named: bool) -> Document | None:
+    """The file as a document, or None when it is none or does not stay, which is counted. Raises Problem when a file
+    named itself is no text.
+    """
+    found, measure = _read(path, name)
+    if isinstance(found, Document):
+        unfit = cleaner.unfit(name, bytes.fromhex(found.sha256), measure)
+        if unfit is None:
+            return found
+        found = unfit
+    if named and measure.blank:
+        raise Problem(f"--data {path}: this file is {found}", "name files of UTF-8 text, or folders of them")
+    left_out.skip(name, found)
+    return None
+
+
+def _without_near_duplicates(
+    documents: list[Document | Row], threshold: float, left_out: Corpus
+) -> list[Document | Row]:
+    with progress("comparing documents", len(documents), "documents") as done:
+        signatures = sign((pieces for _, pieces in read_texts(documents)), len(documents), done)
+    dropped = near_duplicates(signatures, threshold)
+    for n, (first, share) in dropped.items():
+        left_out.skip(documents[n].name, Unfit("near-duplicate", f"{share:.2f} of {documents[first].name}"))
+    return [document for n, document in enumerate(documents) if n not in dropped]
 
 
 def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
@@ -183,24 +222,21 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
                 yield here / name
 
 
-def _read(path: Path, name: str) -> tuple[Document | None, str]:
-    """The document, or why it is none."""
-    digest, size, blank = hashlib.sha256(), 0, True
+def _read(path: Path, name: str) -> tuple[Document | Unfit, Measure]:
+    """The document, or why it is none, with what there is to measure of it."""
+    digest, size, measure = hashlib.sha256(), 0, Measure()
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as file:
             while read := file.read(PIECE):
                 if b"\0" in read:
-                    return None, "binary"
+                    return Unfit("binary"), Measure()
                 digest.update(read)
                 size += len(read)
-                text = decoder.decode(read)
-                blank = blank and not text.strip()
+                measure.add(read, decoder.decode(read))
             decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        return None, "not UTF-8"
+        return Unfit("not UTF-8"), Measure()
     except OSError:
-        return None, "unreadable"
-    if blank:
-        return None, "empty"
-    return Document(path, name, digest.hexdigest(), 0, size), ""
+        return Unfit("unreadable"), Measure()
+    return Document(path, name, digest.hexdigest(), 0, size), measure

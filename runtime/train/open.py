@@ -20,7 +20,7 @@ from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_
 from .ledger import Ledger, table
 from .options import Options
 from .recipe import Plan, Precision, Recipe
-from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources
+from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources, require_same_settings
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             f"--seed {options.seed}: this run has seed {before.seed}, which cannot change on the way",
             "leave --seed out, or begin another run",
         )
-    for name, said in options.settings.items():
-        if (had := getattr(before.data, name)) != said:
-            raise Problem(
-                f"--{name.replace('_', '-')} {said}: this run was begun with {had}, which cannot change on the way",
-                "leave it out, or begin another run",
-            )
+    require_same_settings(options, before.data)
     device = find_device(options.device if options.device != "auto" else _same_device(before))
     if options.deterministic or before.deterministic:
         make_deterministic()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from ..data.settings import DataSettings
 from .recipe import Plan, Recipe
@@ -23,7 +24,7 @@ class Options:
     out: Path
     data: tuple[Path, ...] = ()
     mix: tuple[Fraction, ...] | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     resume: bool = False
     save_every: int | None = None
@@ -137,6 +138,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--join", metavar="TEMPLATE", help='several fields in one text instead, like "{title} [SEP] {content}"'
     )
+    add = group.add_argument
+    add("--min-chars", type=_at_least(0), metavar="N", help="leave out texts of fewer characters")
+    add("--max-chars", type=_at_least(1), metavar="N", help="leave out texts of more characters")
+    add(
+        "--max-control",
+        type=_share,
+        metavar="SHARE",
+        help="leave out texts of which more is control characters, other than line ends and tabs (default: 0.1)",
+    )
+    add("--keep-duplicates", action="store_true", default=None, help="keep texts that are the same as an earlier one")
+    add(
+        "--near-duplicates",
+        type=_share,
+        metavar="SHARE",
+        help="leave out texts that have this share of their runs of five words in common with an earlier one, such as "
+        "0.8 (default: keep them)",
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -152,6 +170,16 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number over 0, up to 1")
+    return share
 
 
 def _shares(text: str) -> tuple[Fraction, ...]:

@@ -31,7 +31,7 @@ from ..data import (
 from ..data.records import SUFFIX, TOKENS
 from ..data.source import TEXT
 from ..problem import Problem
-from .folder import RunFolder
+from .folder import RunFolder, write_json
 from .options import Options
 from .recipe import Recipe
 
@@ -93,6 +93,16 @@ def find_data(options: Options, recipe: Recipe, settings: DataSettings) -> Given
     return Given(text, records, tuple(names))
 
 
+def require_same_settings(options: Options, before: DataSettings) -> None:
+    """Raises Problem when a run that goes on is told to read its data in another way."""
+    for name, said in options.settings.items():
+        if (had := getattr(before, name)) != said:
+            raise Problem(
+                f"--{name.replace('_', '-')}: {said} now, and {had} when this run was begun, which cannot change",
+                "leave it out, or begin another run",
+            )
+
+
 def prepare_sources(
     given: Given, folder: RunFolder, recipe: Recipe, tokenizer: Path | None, seed: int
 ) -> tuple[Source, ...]:
@@ -105,6 +115,8 @@ def prepare_sources(
         tokens = prepare_tokens(_tokens_folder(folder, name), folder.tokenizer, corpus, recipe.vocabulary, tokenizer)
         sources[name] = _text_source(name, tokens, recipe, seed)
         tokenizer = folder.tokenizer
+    if given.text:
+        write_json(folder.data / "cleaning.json", {name: corpus.report() for name, corpus in given.text.items()})
     for name, (path, records) in given.records.items():
         _copy(path, records_file(folder, name))
         sources[name] = RecordSource(records, seed)

@@ -33,7 +33,7 @@ def write_lines(path: Path, rows: Sequence[object]) -> Path:
 
 
 def texts(path: Path, **choices: str) -> list[str]:
-    corpus = find_documents([path], settings=DataSettings(**choices))
+    corpus = find_documents([path], settings=DataSettings(**choices, max_control=1.0, keep_duplicates=True))
     return ["".join(pieces) for _, pieces in read_texts(corpus.documents)]
 
 
@@ -213,7 +213,7 @@ def test_a_run_on_lines_says_what_it_left_out_and_resumes_as_it_was(
         again = cut_run(out, tmp_path / f"again{len(named)}", 4)
         train(package, "--resume", "--out", again, *named)
         assert log_lines(again) == log_lines(out)
-    with pytest.raises(Problem, match="--text-field body: this run was begun with text, which cannot change"):
+    with pytest.raises(Problem, match="--text-field: body now, and text when this run was begun, which cannot change"):
         train(package, "--resume", "--out", out, "--text-field", "body")
 
 

@@ -24,6 +24,27 @@ PAGES = {
 TUTORIAL = PAGES["tutorial.md"]
 
 
+NOTES = """dsk 1
+
+use std { swiglu }
+
+model notes(tokens: ids[B, S]) -> logits: [B, S, V] {
+  dims { V = 300, D = 16 }
+  x = embed(tokens, V -> D)
+  x += swiglu(rms_norm(x), inner: 2 * D)
+  logits = linear(rms_norm(x), D -> V)
+}
+
+train tiny of notes {
+  objective next_token(logits)
+  tokens    = 4096
+  batch     { sequences = 4, S = 32 }
+  precision { compute = fp32 }
+  optimizer adamw(lr: 1e-2)
+}
+"""
+
+
 def blocks(text: str, language: str) -> list[str]:
     """The fenced blocks of a page in a language; "" for those without one."""
     found: list[str] = []
@@ -211,3 +232,18 @@ def test_the_page_on_several_kinds_of_data_trains(tmp_path: Path, monkeypatch: p
     found = json.loads((tmp_path / "runs" / "reader" / "result.json").read_text(encoding="utf-8"))
     assert list(found["sources"]) == ["text", "digits"]
     assert set(found["sources"]["digits"]["accuracy"]) == {"digit"}
+
+
+@pytest.mark.slow
+def test_the_page_on_text_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files and its commands, in turn, with a small model."""
+    page = PAGES["data.md"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.dsk").write_text(NOTES, encoding="utf-8")
+    for block in blocks(page, "python"):
+        exec(compile(block, "data.md", "exec"), {})
+    commands = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    assert commands
+    for command in commands:
+        result = dskc(*shlex.split(command, comments=True)[1:])
+        assert result.exit_code == 0, result.output

@@ -7,6 +7,7 @@ from .fields import Fields, Input, Task
 from .loader import Loader, windows
 from .mixture import Mixture, whole_weights
 from .records import Records, read_records
+from .settings import DataSettings
 from .source import RecordSource, Source, TextSource
 from .split import split_held_out
 from .tokenizer import END_OF_TEXT, end_of_text, load_tokenizer, train_tokenizer
@@ -17,6 +18,7 @@ __all__ = [
     "IGNORED",
     "Batch",
     "Corpus",
+    "DataSettings",
     "Document",
     "Fields",
     "Input",

@@ -1,7 +1,8 @@
-"""Finding the documents: every file of text under the paths that the user named."""
+"""Finding the documents: every file of text, and every row of a table, under the paths that the user named."""
 
 from __future__ import annotations
 
+import builtins
 import codecs
 import hashlib
 import os
@@ -9,10 +10,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from ..problem import Problem
+from .cleaning import Cleaner, Measure
+from .jsonl import SUFFIXES, Jsonl
+from .near_duplicates import near_duplicates, sign
+from .progress import progress
+from .settings import DataSettings
+from .table import Row, Table, read_texts, row_of
+from .template import Template, Unfit, template_of
 
 PIECE = 1 << 20  # characters (or bytes) read at a time
+EXAMPLES = 5  # of what was left out, named for each reason
 
 
 @dataclass(frozen=True)
@@ -28,10 +38,17 @@ class Document:
     sha256: str
     start: int
     stop: int
+    table: ClassVar[None] = None  # it is a file by itself, and no row of one
 
     @property
     def bytes(self) -> int:
         return self.stop - self.start
+
+    def read(self, start: int, stop: int) -> builtins.bytes:
+        """These bytes of the file."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
     def pieces(self) -> Iterator[str]:
         """Its text in order, in pieces of about a million characters that end with a line where lines are that short.
@@ -61,14 +78,33 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents, in the order of their paths, and how many files were left out for what reason."""
+    """The documents, in the order of their paths, and how many files and rows were left out for what reason.
 
-    documents: tuple[Document, ...]
+    examples: the first few of these by reason, with what more there is to say.
+    """
+
+    documents: tuple[Document | Row, ...]
     skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         return sum(document.bytes for document in self.documents)
+
+    def report(self) -> dict[str, object]:
+        """For cleaning.json."""
+        return {
+            "documents": len(self.documents),
+            "bytes": self.bytes,
+            "skipped": dict(sorted(self.skipped.items())),
+            "examples": dict(sorted(self.examples.items())),
+        }
+
+    def skip(self, name: str, unfit: Unfit) -> None:
+        """Count something that is left out."""
+        self.skipped[unfit.reason] += 1
+        if len(named := self.examples.setdefault(unfit.reason, [])) < EXAMPLES:
+            named.append(f"{name}: {unfit.detail}" if unfit.detail else name)
 
     def summary(self) -> str:
         """`812 documents, 14.1 MB; skipped 3 binary, 1 empty`."""
@@ -78,15 +114,19 @@ class Corpus:
         return text
 
 
-def find_documents(paths: Sequence[Path], exclude: Path | None = None) -> Corpus:
-    """Every regular file under the paths that is UTF-8 text, each once, folders in sorted order.
+def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings: DataSettings | None = None) -> Corpus:
+    """Every regular file under the paths that is UTF-8 text, each once, folders in sorted order; of a table (JSON
+    lines) every row.
 
     Hidden files and folders and `__pycache__` are passed over, and so is `exclude` (the run's own folder). Files that
-    are empty, binary, not UTF-8 or unreadable are counted by reason. Raises Problem when a path does not exist, when a
-    file named itself is no text, and when there is no text at all.
+    are empty, binary, not UTF-8 or unreadable, rows that are no text, and what the settings leave out are counted by
+    reason. Raises Problem when a path does not exist, when a file named itself is no text or has none, and when there
+    is no text at all.
     """
-    documents: list[Document] = []
-    skipped: Counter[str] = Counter()
+    settings = settings or DataSettings()
+    template, cleaner = template_of(settings), Cleaner(settings)
+    documents: list[Document | Row] = []
+    left_out = Corpus(())
     seen: set[Path] = set()
     for path in paths:
         if not path.exists():
@@ -98,21 +138,74 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None) -> Corpus
                 continue
             seen.add(resolved)
             name = file.name if named else file.relative_to(path).as_posix()
-            document, reason = _read(file, name)
-            if document is not None:
+            if (table := _table(file, name, template)) is not None:
+                documents += _rows(table, cleaner, left_out, named)
+            elif (document := _file(file, name, cleaner, left_out, named)) is not None:
                 documents.append(document)
-            elif named:
-                raise Problem(f"--data {path}: this file is {reason}", "name files of UTF-8 text, or folders of them")
-            else:
-                skipped[reason] += 1
     if not documents:
         where = ", ".join(str(path) for path in paths)
-        left_out = Corpus((), skipped).summary().partition("; ")[2]
+        counted = left_out.summary().partition("; ")[2]
         raise Problem(
-            f"--data {where}: no text found" + (f" ({left_out})" if left_out else ""),
+            f"--data {where}: no text found" + (f" ({counted})" if counted else ""),
             "name files of UTF-8 text, or folders of them; hidden files are passed over",
         )
-    return Corpus(tuple(documents), skipped)
+    if settings.near_duplicates is not None:
+        documents = _without_near_duplicates(documents, settings.near_duplicates, left_out)
+    return Corpus(tuple(documents), left_out.skipped, left_out.examples)
+
+
+def _table(file: Path, name: str, template: Template) -> Table | None:
+    """The file as one of rows, or None when it is plain text."""
+    return Jsonl(file, name, template) if file.name.endswith(SUFFIXES) else None
+
+
+def _rows(table: Table, cleaner: Cleaner, left_out: Corpus, named: bool) -> Iterator[Row]:
+    """The rows that are text and stay; the others are counted. Raises Problem when a file named itself has no text."""
+    first, some = "", False
+    for number, text in table.rows():
+        row = row_of(table, number, text) if isinstance(text, str) else text
+        if isinstance(row, Row) and isinstance(text, str):
+            measure = Measure()
+            measure.add(text.encode(), text)
+            some = some or not measure.blank
+            row = cleaner.unfit(row.name, row.digest, measure) or row
+        if isinstance(row, Row):
+            yield row
+            continue
+        first = first or f"; row {number} is one {row}"
+        left_out.skip(f"{table.name}:{number}", row)
+    if named and not some:
+        raise Problem(
+            f"--data {table.path}: there is no text in it{first}",
+            "--text-field names the field that holds the text, and --join joins several",
+        )
+
+
+def _file(path: Path, name: str, cleaner: Cleaner, left_out: Corpus, named: bool) -> Document | None:
+    """The file as a document, or None when it is none or does not stay, which is counted. Raises Problem when a file
+    named itself is no text.
+    """
+    found, measure = _read(path, name)
+    if isinstance(found, Document):
+        unfit = cleaner.unfit(name, bytes.fromhex(found.sha256), measure)
+        if unfit is None:
+            return found
+        found = unfit
+    if named and measure.blank:
+        raise Problem(f"--data {path}: this file is {found}", "name files of UTF-8 text, or folders of them")
+    left_out.skip(name, found)
+    return None
+
+
+def _without_near_duplicates(
+    documents: list[Document | Row], threshold: float, left_out: Corpus
+) -> list[Document | Row]:
+    with progress("comparing documents", len(documents), "documents") as done:
+        signatures = sign((pieces for _, pieces in read_texts(documents)), len(documents), done)
+    dropped = near_duplicates(signatures, threshold)
+    for n, (first, share) in dropped.items():
+        left_out.skip(documents[n].name, Unfit("near-duplicate", f"{share:.2f} of {documents[first].name}"))
+    return [document for n, document in enumerate(documents) if n not in dropped]
 
 
 def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
@@ -129,24 +222,21 @@ def _walk(folder: Path, exclude: Path | None) -> Iterator[Path]:
                 yield here / name
 
 
-def _read(path: Path, name: str) -> tuple[Document | None, str]:
-    """The document, or why it is none."""
-    digest, size, blank = hashlib.sha256(), 0, True
+def _read(path: Path, name: str) -> tuple[Document | Unfit, Measure]:
+    """The document, or why it is none, with what there is to measure of it."""
+    digest, size, measure = hashlib.sha256(), 0, Measure()
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as file:
             while read := file.read(PIECE):
                 if b"\0" in read:
-                    return None, "binary"
+                    return Unfit("binary"), Measure()
                 digest.update(read)
                 size += len(read)
-                text = decoder.decode(read)
-                blank = blank and not text.strip()
+                measure.add(read, decoder.decode(read))
             decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        return None, "not UTF-8"
+        return Unfit("not UTF-8"), Measure()
     except OSError:
-        return None, "unreadable"
-    if blank:
-        return None, "empty"
-    return Document(path, name, digest.hexdigest(), 0, size), ""
+        return Unfit("unreadable"), Measure()
+    return Document(path, name, digest.hexdigest(), 0, size), measure

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ..problem import Problem
 from .corpus import Document
+from .table import Row, read_texts
 
 END_OF_TEXT = "<|endoftext|>"
 # How the tokenizers that people bring name the token that ends a document, most telling first.
@@ -24,7 +25,7 @@ ENDS = (
 ALPHABET = 256  # bytes
 
 
-def train_tokenizer(documents: Sequence[Document], vocabulary: int) -> Tokenizer:
+def train_tokenizer(documents: Sequence[Document | Row], vocabulary: int) -> Tokenizer:
     """A byte-level BPE (arXiv:1909.03341) with at most `vocabulary` ids; the end of a document is id 0.
 
     The same text in the same order gives the same tokenizer. Any text encodes, and decodes to itself. Raises Problem
@@ -87,6 +88,6 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _pieces(documents: Sequence[Document]) -> Iterator[str]:
-    for document in documents:
-        yield from document.pieces()
+def _pieces(documents: Sequence[Document | Row]) -> Iterator[str]:
+    for _, pieces in read_texts(documents):
+        yield from pieces

@@ -16,6 +16,7 @@ from ..problem import Problem
 from .corpus import Corpus, Document
 from .loader import Tokens
 from .split import split_held_out
+from .table import Row, read_texts
 from .tokenizer import encode, end_of_text, load_tokenizer, train_tokenizer
 
 FORMAT = 1  # of these files; another number is rebuilt
@@ -54,7 +55,7 @@ class TokenData:
     manifest: Manifest
 
 
-def text_digest(documents: Sequence[Document]) -> str:
+def text_digest(documents: Sequence[Document | Row]) -> str:
     """A hash of the documents' names and contents, in their order."""
     digest = hashlib.sha256()
     for document in documents:
@@ -135,7 +136,7 @@ def open_tokens(folder: Path) -> TokenData:
     return TokenData(arrays[0], arrays[1], manifest)
 
 
-def _encode_to(path: Path, documents: Sequence[Document], tokenizer: Tokenizer, end: int, dtype: np.dtype) -> int:
+def _encode_to(path: Path, documents: Sequence[Document | Row], tokenizer: Tokenizer, end: int, dtype: np.dtype) -> int:
     """Write the documents' ids, each closed by `end`; how many they are."""
     count = 0
     partial = path.with_name(path.name + ".partial")
@@ -150,12 +151,12 @@ def _encode_to(path: Path, documents: Sequence[Document], tokenizer: Tokenizer, 
     return count
 
 
-def _batches(documents: Sequence[Document]) -> Iterator[list[tuple[str, bool]]]:
+def _batches(documents: Sequence[Document | Row]) -> Iterator[list[tuple[str, bool]]]:
     """Pieces of the documents, some at a time; each with whether it is the last of its document."""
     batch: list[tuple[str, bool]] = []
-    for document in documents:
+    for _, pieces in read_texts(documents):
         ahead = ""
-        for piece in document.pieces():
+        for piece in pieces:
             if ahead:
                 batch.append((ahead, False))
             ahead = piece

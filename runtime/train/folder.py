@@ -11,9 +11,10 @@ import shutil
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..data.settings import DataSettings
 from ..data.source import TEXT
 from ..problem import Problem
 from .recipe import Precision, Recipe
@@ -28,7 +29,8 @@ class Facts:
 
     model: name of the package under code/. trainer: file in it that trains. steps: to train for in all. microbatch,
     recompute: as chosen when it began, kept so that a resumed run computes the same numbers. threads: of torch on the
-    CPU, on which they depend there. sources, mix: what it is trained on, and in which proportion.
+    CPU, on which they depend there. sources, mix: what it is trained on, and in which proportion. data: how it was
+    read.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Facts:
     base: str = ""  # the run whose weights it began with
     sources: tuple[str, ...] = (TEXT,)
     mix: tuple[int, ...] = (1,)
+    data: DataSettings = field(default_factory=DataSettings)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ class RunFolder:
             if recipe is not None:
                 recipe = Recipe.from_json(recipe)
             tuples = {name: tuple(fields[name]) for name in ("sources", "mix") if name in fields}
-            return Facts(**(fields | tuples | {"precision": Precision(**fields["precision"]), "recipe": recipe}))
+            data = DataSettings.from_json(fields.get("data"))
+            made = {"precision": Precision(**fields["precision"]), "recipe": recipe, "data": data}
+            return Facts(**(fields | tuples | made))
         except FileNotFoundError:
             raise Problem(f"{self.path} is not the folder of a run: it has no run.json") from None
         except (OSError, ValueError, TypeError, KeyError) as error:

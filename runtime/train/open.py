@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..data import Mixture, Source, TextSource
+from ..data import DataSettings, Mixture, Source, TextSource
 from ..data.source import TEXT
 from ..kernels.choice import choose_kernels, kernels_in_use
 from ..problem import Problem
@@ -21,7 +21,7 @@ from .ledger import Ledger, table
 from .options import Options
 from .recipe import Plan, Precision, Recipe
 from .saver import settle
-from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources
+from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources, require_same_settings
 from .start import base_of
 
 
@@ -52,7 +52,8 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     if not options.data:
         raise Problem("there is nothing to train on", "name files or folders of text with --data")
     base = _base(options, recipe)
-    given = find_data(options, recipe)
+    settings = replace(DataSettings(), **options.settings)
+    given = find_data(options, recipe, settings)
     kernels = options.kernels or "auto"
     fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
     facts = Facts(
@@ -74,6 +75,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         deterministic=options.deterministic,
         sources=given.names,
         base=str(base.path.resolve()) if base is not None else "",
+        data=settings,
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)
@@ -134,6 +136,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
         )
     if options.weights is not None:
         raise Problem("--weights cannot change on the way", "leave it out with --resume, or begin another run")
+    require_same_settings(options, before.data)
     device = find_device(options.device if options.device != "auto" else _same_device(before))
     if options.deterministic or before.deterministic:
         make_deterministic()
@@ -240,7 +243,7 @@ def _sources_again(
     if not options.data and options.tokenizer is not None:
         raise Problem("--tokenizer cannot change on the way", "leave it out with --resume, or begin another run")
     if options.data:
-        given = find_data(options, recipe)
+        given = find_data(options, recipe, before.data)
         if given.digest != position.text or given.names != before.sources:
             what = "text" if before.sources == (TEXT,) else "data"
             raise Problem(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+from ..data.settings import DataSettings
 from .recipe import Plan, Recipe
 
 
@@ -16,12 +18,13 @@ class Options:
     """What the user said; None where nothing was said, and the recipe (or the run that is resumed) decides.
 
     precision: of the forward pass alone; parameters and states stay as the plan or recipe says. plans: all there are.
-    mix: shares of the sources, in the order that `data` names them in.
+    mix: shares of the sources, in the order that `data` names them in. settings: of DataSettings, by name.
     """
 
     out: Path
     data: tuple[Path, ...] = ()
     mix: tuple[Fraction, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     resume: bool = False
     save_every: int | None = None
@@ -46,6 +49,7 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         out=given.out,
         data=tuple(given.data),
         mix=given.mix,
+        settings={each.name: said for each in fields(DataSettings) if (said := getattr(given, each.name)) is not None},
         steps=given.steps,
         resume=given.resume,
         save_every=given.save_every,
@@ -75,7 +79,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         type=Path,
         default=[],
         metavar="PATH",
-        help="files of UTF-8 text, folders of them (NAME=PATH: for that input), and .safetensors files of records",
+        help="text (UTF-8, or .jsonl), folders of it (NAME=PATH: for that input), and .safetensors files of records",
     )
     add(
         "--mix",
@@ -83,6 +87,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         metavar="A,B,...",
         help="shares of the sources in the order of --data, all text being one (default: as many as each has rows)",
     )
+    _add_settings(parser)
     add(
         "--steps",
         type=_at_least(1),
@@ -131,6 +136,35 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
     return parser
 
 
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """How data is read, which cannot change on the way; None where nothing is said."""
+    group = parser.add_argument_group("reading --data", "settled when a run begins")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--text-field", metavar="NAME", help="the field of a row (a line of JSON) that is its text (text)"
+    )
+    which.add_argument(
+        "--join", metavar="TEMPLATE", help='several fields in one text instead, like "{title} [SEP] {content}"'
+    )
+    add = group.add_argument
+    add("--min-chars", type=_at_least(0), metavar="N", help="leave out texts of fewer characters")
+    add("--max-chars", type=_at_least(1), metavar="N", help="leave out texts of more characters")
+    add(
+        "--max-control",
+        type=_share,
+        metavar="SHARE",
+        help="leave out texts of which more is control characters, other than line ends and tabs (default: 0.1)",
+    )
+    add("--keep-duplicates", action="store_true", default=None, help="keep texts that are the same as an earlier one")
+    add(
+        "--near-duplicates",
+        type=_share,
+        metavar="SHARE",
+        help="leave out texts that have this share of their runs of five words in common with an earlier one, such as "
+        "0.8 (default: keep them)",
+    )
+
+
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
@@ -144,6 +178,16 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number over 0, up to 1")
+    return share
 
 
 def _shares(text: str) -> tuple[Fraction, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..data import (
     Corpus,
+    DataSettings,
     Fields,
     Records,
     RecordSource,
@@ -30,7 +31,7 @@ from ..data import (
 from ..data.records import SUFFIX, TOKENS
 from ..data.source import TEXT
 from ..problem import Problem
-from .folder import RunFolder
+from .folder import RunFolder, write_json
 from .options import Options
 from .recipe import Recipe
 
@@ -62,7 +63,7 @@ class Given:
         return "\n  ".join([*lines, *(records.summary() for _, records in self.records.values())])
 
 
-def find_data(options: Options, recipe: Recipe) -> Given:
+def find_data(options: Options, recipe: Recipe, settings: DataSettings) -> Given:
     """Look at everything that --data names. Raises Problem for what cannot be trained on, and for a --mix or
     --tokenizer that does not go with it.
     """
@@ -87,9 +88,19 @@ def find_data(options: Options, recipe: Recipe) -> Given:
         if not paths:
             raise Problem("--tokenizer: there is no text among the data", "leave it out")
         load_tokenizer(options.tokenizer, recipe.vocabulary)
-    text = {name: find_documents(some, exclude=options.out) for name, some in paths.items()}
+    text = {name: find_documents(some, options.out, settings) for name, some in paths.items()}
     _require_shares(options.mix, names)
     return Given(text, records, tuple(names))
+
+
+def require_same_settings(options: Options, before: DataSettings) -> None:
+    """Raises Problem when a run that goes on is told to read its data in another way."""
+    for name, said in options.settings.items():
+        if (had := getattr(before, name)) != said:
+            raise Problem(
+                f"--{name.replace('_', '-')}: {said} now, and {had} when this run was begun, which cannot change",
+                "leave it out, or begin another run",
+            )
 
 
 def prepare_sources(
@@ -104,6 +115,8 @@ def prepare_sources(
         tokens = prepare_tokens(_tokens_folder(folder, name), folder.tokenizer, corpus, recipe.vocabulary, tokenizer)
         sources[name] = _text_source(name, tokens, recipe, seed)
         tokenizer = folder.tokenizer
+    if given.text:
+        write_json(folder.data / "cleaning.json", {name: corpus.report() for name, corpus in given.text.items()})
     for name, (path, records) in given.records.items():
         _copy(path, records_file(folder, name))
         sources[name] = RecordSource(records, seed)

@@ -136,13 +136,18 @@ MESH_AXES = {
 }
 SHARDABLE = ("params", "optimizer", "gradients")  # what a plan may shard besides dims
 
-TRAINABLE = ("fp32", "bf16")  # fp16 needs loss scaling, which the trainer does not have yet
+TRAINABLE = ("fp32", "bf16")  # what parameters, their gradients and states are kept in
 ROUNDINGS = ("nearest", "stochastic")
 RECOMPUTE = ("auto", "none", "full")
 STORABLE = ("fp32", "bf16", "fp16", "fp8", "int8", "int4")  # what a server may keep weights in
 _PRECISION = (
     _key("precision.params", Kind.DTYPE, choices=TRAINABLE, doc="parameters and gradients are stored in"),
-    _key("precision.compute", Kind.DTYPE, choices=TRAINABLE, doc="activations run in"),
+    _key(
+        "precision.compute",
+        Kind.DTYPE,
+        choices=(*TRAINABLE, "fp16"),
+        doc="activations run in; in fp16 the loss is scaled (arXiv:1710.03740)",
+    ),
     _key("precision.reduce", Kind.DTYPE, choices=TRAINABLE, doc="gradients are summed across ranks in"),
     _key("precision.optimizer", Kind.DTYPE, choices=TRAINABLE, doc="optimizer states are stored in"),
     _key(

@@ -47,13 +47,16 @@ def measure(grads: Mapping[str, Tensor], guard: Tensor | None = None) -> Tensor:
     return guarded(torch.linalg.vector_norm(norms), guard)
 
 
-def scale(grads: Mapping[str, Tensor], norm: Tensor, most: float | None) -> None:
-    """Multiply gradients of this norm, in place, so that it is at most `most`; None leaves them."""
+def scale(grads: Mapping[str, Tensor], norm: Tensor, most: float | None, times: float = 1.0) -> None:
+    """Multiply gradients, in place, so that they are not `times` too large, and their norm, which then is this,
+    is at most `most`; None leaves it.
+    """
     check.most(most)
-    if most is not None:
-        factor = (most / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads.values():
-            grad.mul_(factor.to(grad.dtype))
+    if most is None and times == 1.0:
+        return
+    factor = torch.ones_like(norm) if most is None else (most / (norm + 1e-6)).clamp(max=1.0)
+    for grad in grads.values():
+        grad.mul_((factor / times).to(grad.dtype))
 
 
 def guarded(norm: Tensor, guard: Tensor | None) -> Tensor:

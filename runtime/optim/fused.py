@@ -66,13 +66,15 @@ class Fused(torch.optim.Optimizer):
         with use_kernels("triton"):  # that they run was settled when states were made
             self._launch_all(seed)
 
-    def measure(self, grads: Sequence[Tensor], most: float | None, guard: Tensor | None = None) -> Tensor:
-        """The norm of gradients, not a number when `guard` is not finite; `factor` becomes what makes it at most
-        `most`, None for no bound.
+    def measure(
+        self, grads: Sequence[Tensor], most: float | None, guard: Tensor | None = None, times: float = 1.0
+    ) -> Tensor:
+        """The norm of gradients that are `times` too large, not a number when `guard` is not finite; `factor` becomes
+        what makes it at most `most`, None for no bound.
         """
         with use_kernels("triton"):
-            norm = guarded(steps.gradient_norm(grads), guard)
-        self.factor = steps.clip_factor(norm, math.inf if most is None else most)
+            norm = guarded(steps.gradient_norm(grads), guard) / times
+        self.factor = steps.clip_factor(norm, math.inf if most is None else most) / times
         return norm
 
     def _launch_all(self, seed: int) -> None:

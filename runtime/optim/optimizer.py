@@ -26,6 +26,7 @@ class Optimizer:
     inner: torch.optim.Optimizer
     parameters: dict[str, nn.Parameter]
     guard: Tensor | None = None  # a scalar on the device, such as the loss: the next step needs it to be finite, too
+    scale: float = 1.0  # how many times too large gradients are, since the loss was: `clip` and `step` divide by it
     skipped: NotFinite | None = None  # why the last step changed nothing; None when it was taken
     _norm: Tensor | None = None  # of the gradients that the next step clips
 
@@ -41,11 +42,11 @@ class Optimizer:
         if not grads:
             return torch.zeros(())
         if self._fused is not None:
-            self._norm = self._fused.measure(list(grads.values()), most, self.guard)
+            self._norm = self._fused.measure(list(grads.values()), most, self.guard, self.scale)
         else:
-            self._norm = measure(grads, self.guard)
+            self._norm = measure(grads, self.guard) / self.scale
             if self._norm.isfinite():  # waits for the device, as reporting the norm would
-                scale(grads, self._norm, most)
+                scale(grads, self._norm, most, self.scale)
         return self._norm
 
     def step(self, rate: float) -> bool:
@@ -56,6 +57,8 @@ class Optimizer:
         """
         check.rate(rate)
         grads = self._gradients()
+        if self.scale != 1.0 and self._norm is None:
+            self.clip(None)
         taken = self._take(rate, self._norm)
         self.skipped = None if taken else not_finite(grads)
         self._norm = self.guard = None

@@ -26,13 +26,17 @@ Which = int | str | None  # a checkpoint by its step, "last" (as None) or "best"
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stood. step: optimizer steps done; sequences: taken from the data so far."""
+    """Where training stood. step: optimizer steps done; sequences: taken from the data so far. loss_scale, good_steps:
+    of fp16, as `LossScale` has them.
+    """
 
     step: int
     sequences: int = 0
     seed: int = 0
     spec_hash: str = ""
     text: str = ""  # hash of the documents trained on
+    loss_scale: float = 0.0
+    good_steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: CUDA where there is any, else cpu)")
     add(
         "--precision",
-        choices=("fp32", "bf16"),
+        choices=("fp32", "bf16", "fp16"),
         help=f"of the forward pass (default: {recipe.precision.compute}, or the plan's); parameters and optimizer "
         "states stay as the plan or the recipe says",
     )

@@ -14,7 +14,7 @@ from ..data.fields import Fields, Input, Task
 from ..optim.rounding import check_rounding
 from ..problem import Problem
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64, "fp16": torch.float16}
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -52,6 +52,8 @@ class Precision:
         for name in (self.params, self.compute, self.reduce, self.optimizer):
             dtype_of(name)
         check_rounding(self.rounding)
+        if "fp16" in (self.params, self.reduce, self.optimizer):
+            raise Problem("fp16 is what activations may run in, not what is kept", "keep parameters in fp32 or bf16")
 
     def __str__(self) -> str:
         rounded = "" if self.rounding == "nearest" else f", {self.rounding} rounding"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import math
 import shlex
 import sys
 import time
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from ..data import Batch
 from ..data.source import TEXT
 from ..optim.init import Initialiser
+from ..optim.loss_scale import LossScale
 from ..optim.optimizer import Optimizer
 from .checkpoint import State, read_checkpoint
 from .device import used_memory
@@ -37,7 +39,7 @@ from .open import Opened, open_new, open_resumed
 from .options import Options
 from .plot import plot_loss
 from .progress import Progress
-from .recipe import Recipe, dtype_of
+from .recipe import Precision, Recipe, dtype_of
 from .saver import Saver
 from .skips import Skips
 from .sources import digest_of
@@ -88,6 +90,7 @@ class Run:
         self._counted: dict[str, int] = {}  # in how many batches of the step a term was there
         self._positions = 0  # of the step's batches
         self._skips = Skips()
+        self._scale = _loss_scale(self.facts.precision, opened.position)
         self._line: Line | None = None
         self._held: dict[str, HeldOut] | None = None
         self._seconds, self._timed = 0.0, 0  # of the steps of this process, and their positions
@@ -169,6 +172,15 @@ class Run:
             yield batch.to(self.device)
         self.optimizer.guard = self._losses.get("loss")
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one pass's loss to those of the step, which is the mean over its passes.
+
+        Where activations are fp16 they are computed of a multiple of the loss, which the optimizer's step takes out.
+        """
+        if self._scale is not None:
+            self.optimizer.scale = self._scale.value
+        (loss * (self.optimizer.scale / self.accumulation)).backward()
+
     def add(self, losses: dict[str, Tensor]) -> None:
         """Count the losses of one batch into the step's means: each over the batches that have its term."""
         for name, loss in losses.items():
@@ -188,7 +200,16 @@ class Run:
         self._line |= losses
         if self._dropped:
             self._line["dropped"] = self._dropped.take()
-        if name := self._skips.count(self.optimizer.skipped, {**losses, "loss": loss}):
+        skipped = self.optimizer.skipped
+        if self._scale is not None:
+            self._line["loss_scale"] = self._scale.value
+        if self._scale is not None and self._scale.count(skipped is not None and math.isfinite(loss)):
+            assert skipped is not None
+            self._line["skipped"] = skipped.name
+            self._progress.say(
+                f"step {step + 1:,} skipped: {skipped.what}; the loss is scaled by {self._scale.value:,.0f} now"
+            )
+        elif name := self._skips.count(skipped, {**losses, "loss": loss}):
             self._line["skipped"] = name
             self._progress.say(f"step {step + 1:,} skipped: {self._skips.what}")
         self._progress.update(step + 1, loss, speed, seconds, used_memory(self.device))
@@ -257,6 +278,8 @@ class Run:
             seed=self.facts.seed,
             spec_hash=self.facts.spec_hash,
             text=self._digest,
+            loss_scale=self._scale.value if self._scale is not None else 0.0,
+            good_steps=self._scale.good if self._scale is not None else 0,
         )
         self._saver.start(position, self._weights(), self.optimizer.state_dict(), mark, said)
 
@@ -313,6 +336,14 @@ class Run:
     def _resume_command(self) -> str:
         script = self.folder.code(self.facts.model) / self.facts.trainer
         return shlex.join(["python", str(script), "--out", str(self.folder.path), "--resume"])
+
+
+def _loss_scale(precision: Precision, position: Position | None) -> LossScale | None:
+    """Of a run in fp16, as it was when it was saved; None where there is none."""
+    if precision.compute != "fp16":
+        return None
+    there = position is not None and position.loss_scale > 0
+    return LossScale(position.loss_scale, position.good_steps) if position is not None and there else LossScale()
 
 
 def _of_tokens(held: dict[str, HeldOut]) -> HeldOut | None:

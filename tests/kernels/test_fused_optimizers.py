@@ -397,3 +397,38 @@ def test_draws_of_long_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rounding_that_is_none() -> None:
     with pytest.raises(Problem, match="rounding is 'up'"):
         optim.AdamW(model(), lr=0.1, rounding="up")
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, optim.Lion, optim.Muon])
+@pytest.mark.parametrize("most", [None, 0.5])
+def test_a_scale_of_the_loss_is_taken_out(make: Make, most: float | None) -> None:
+    plain, scaled = model(), model()
+    one, two = make(plain, lr=0.01), make(scaled, lr=0.01)
+    for step in range(3):
+        gradients(plain, step)
+        gradients(scaled, step, size=2.0**12)
+        two.scale = 2.0**12
+        if step < 2:  # clipped, and not
+            torch.testing.assert_close(two.clip(most), one.clip(most))
+        assert one.step(0.01) and two.step(0.01)
+    close(plain, scaled)
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, optim.Lion, optim.Muon])
+def test_masters_are_those_without_kernels(make: Make) -> None:
+    plain, kernels = model(torch.bfloat16), model(torch.bfloat16)
+    told = {"lr": 1e-3, "state_dtype": torch.float32, "master": True}
+    with use_kernels("reference"):
+        one = make(plain, **told)
+    two = make(kernels, **told)
+    for step in range(4):
+        gradients(plain, step)
+        gradients(kernels, step)
+        one.step(1e-3)
+        two.step(1e-3)
+    states = two.state_dict()
+    for name, state in one.state_dict().items():
+        torch.testing.assert_close(states[name]["master"], state["master"], rtol=1e-5, atol=1e-6)
+        rounded = states[name]["master"].to(torch.bfloat16)
+        ulp = 0.0 if device == "cuda" else 2.0**-7  # the interpreter cuts off where a GPU rounds
+        torch.testing.assert_close(kernels.get_parameter(name).detach(), rounded, rtol=ulp, atol=0)

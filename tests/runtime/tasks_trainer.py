@@ -96,7 +96,7 @@ def main(arguments=None):
         for batch in run.batches(step):
             losses = objective(model, batch)
             run.add(losses)
-            (losses["loss"] / run.accumulation).backward()
+            run.backward(losses["loss"])
         optimizer.step(3e-2)
         run.report(step, rate=3e-2)@EXTRA@
     run.finish()

@@ -103,7 +103,7 @@ def main(arguments=None):
         for batch in run.batches(step):
             losses = objective(model, batch)
             run.add(losses)
-            (losses["loss"] / run.accumulation).backward()
+            run.backward(losses["loss"])
         norm = optimizer.clip(1.0)
         optimizer.step(rate)
         run.report(step, rate=rate, norm=norm)@EXTRA@

@@ -36,6 +36,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "adamw": {**_OPTIMIZER, **_BETAS, "eps": _ABOVE_ZERO},
     "lion": {**_OPTIMIZER, **_BETAS},
     "muon": {**_OPTIMIZER, "momentum": _BELOW_ONE},
+    "ewc": {"strength": _ABOVE_ZERO, "samples": _FROM_ONE},
     "lora": {"rank": _FROM_ONE, "alpha": _ABOVE_ZERO, "dropout": _BELOW_ONE},
     "ramp": {"start": _FROM_ONE, "by": _FROM_ONE, "over": _WITHIN},
     "steps": {"warmup": _FROM_ZERO, "at": _WITHIN, "factor": _FROM_ZERO},

@@ -113,6 +113,7 @@ class TrainRecipe:
     lengths: tuple[tuple[str, int], ...] = ()  # of one sequence, along dims of the data other than B and S
     groups: tuple[Group, ...] = ()
     ramp: Ramp | None = None
+    hold: Record | None = None
 
     @property
     def data(self) -> dict[str, int]:

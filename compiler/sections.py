@@ -104,6 +104,16 @@ LORA = Signature(
     ),
     "Low-rank adapters (arXiv:2106.09685).",
 )
+EWC = Signature(
+    "ewc",
+    (
+        Parameter("strength", Kind.FLOAT, REQUIRED, doc="of the penalty"),
+        Parameter(
+            "samples", Kind.INT, 256, doc="rows of the earlier data on which it is seen how much a weight matters"
+        ),
+    ),
+    "Elastic weight consolidation: strength / 2 times the sum of fisher * (weight - before) ** 2 (arXiv:1612.00796).",
+)
 RAMP = Signature(
     "ramp",
     (
@@ -177,6 +187,7 @@ TRAIN_KEYS = {
         _key("init", Kind.RECORD, records=INITS, doc="how weights begin"),
         _key("save.every", Kind.INT, doc="steps from checkpoint to checkpoint"),
         _key("save.keep", Kind.INT, doc="how many checkpoints are kept"),
+        _key("hold", Kind.RECORD, records=(EWC,), doc="to the weights of the run that it begins with"),
         _key("balance.speed", Kind.FLOAT, doc="how far the bias of `balance_bias` moves after each step"),
     )
 }

@@ -133,6 +133,12 @@ def _dict(entries: list[str]) -> str:
     return "\n        ".join(["{", *(f"{entry}," for entry in entries)]) + "\n    }"
 
 
+def ewc_text(record: Record) -> str:
+    samples = record["samples"]
+    assert isinstance(samples, Fraction), samples
+    return f"Ewc(strength={float_text(record['strength'])}, samples={number(int(samples))})"
+
+
 def ramp_text(ramp: Ramp) -> str:
     return f"Ramp(start={number(ramp.start)}, by={number(ramp.by)}, over={float_text(ramp.over)})"
 

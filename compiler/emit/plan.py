@@ -71,6 +71,7 @@ class LedgerPart(_Part):
 
     params: int
     frozen: int
+    anchored: bool
     logits: int
     losses: list[LossPart]
     moments: int
@@ -195,6 +196,7 @@ def _train(graph: Graph, train: TrainRecipe, ledger: Memory) -> TrainPart:
         ledger=LedgerPart(
             params=ledger.params,
             frozen=ledger.frozen,
+            anchored=ledger.anchored,
             logits=ledger.logits,
             losses=[LossPart(**asdict(one)) for one in ledger.losses],
             moments=ledger.moments,

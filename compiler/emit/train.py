@@ -17,6 +17,7 @@ from ..signature import Record
 from .losses import LINEAR, Losses
 from .optimizers import (
     adapter_fields,
+    ewc_text,
     float_text,
     fp8_lines,
     group_lines,
@@ -68,14 +69,12 @@ def emit_train(
         imports.remove("Repeat")
     if not ledger.losses:
         imports.remove("LinearLoss")
-    if any(group.lora for group in recipe.groups):
-        imports.insert(imports.index("Plan"), "Lora")
-    if recipe.ramp is not None:
-        imports.insert(imports.index("Recipe"), "Ramp")
+    imports += [name for name, there in (("Ewc", recipe.hold), ("Lora", any(g.lora for g in recipe.groups))) if there]
+    imports += ["Ramp"] if recipe.ramp is not None else []
     plain = is_plain(graph, recipe.objective)
     if not plain:
         imports += ["Input", *(["Task"] if any(t.loss in ("classify", "regress") for t in recipe.objective) else [])]
-        imports.sort(key=lambda name: (name[0].islower(), name))
+    imports.sort(key=lambda name: (name[0].islower(), name))
     called = losses.functions(recipe.objective)
     reference = [*sorted(called - {LINEAR}), *([] if plain else ["weighted"])]
     return _template().render(
@@ -132,6 +131,7 @@ def _recipe(graph: Graph, recipe: TrainRecipe, spec: str, spec_hash: str) -> lis
         ("save_keep", number(recipe.save_keep)),
         *([] if recipe.ramp is None else [("ramp", ramp_text(recipe.ramp))]),
         *adapter_fields(graph, recipe),
+        *([] if recipe.hold is None else [("ewc", ewc_text(recipe.hold))]),
     ]
     fields += _beside_text(graph, recipe)
     if recipe.default:
@@ -257,6 +257,7 @@ def _ledger(ledger: Memory) -> SimpleNamespace:
     return SimpleNamespace(
         params=number(ledger.params),
         frozen=number(ledger.frozen) if ledger.frozen else None,
+        anchored=ledger.anchored,
         repeats=repeats,
         rest=_saved(ledger.rest),
         rest_unfused=_saved(ledger.rest_unfused),

@@ -65,6 +65,7 @@ class Memory:
 
     params: int  # that are trained
     frozen: int  # and the others
+    anchored: bool  # each is held to a value
     repeats: tuple[RepeatMemory, ...]
     rest: Saved
     rest_unfused: Saved
@@ -104,6 +105,7 @@ def memory(graph: Graph, recipe: TrainRecipe, terms: tuple[Term, ...] = ()) -> M
     return Memory(
         params=trained,
         frozen=frozen,
+        anchored=recipe.hold is not None,
         repeats=tuple(repeats),
         rest=top.total(),
         rest_unfused=unfused.total(),

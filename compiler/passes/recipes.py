@@ -158,6 +158,7 @@ class _Reader:
             doc=section.item.doc,
             groups=self._groups(section, graph),
             ramp=self._ramp(section, values, sequences),
+            hold=_record(values, "hold"),
         )
 
     def plan(self, section: SectionSource, trains: dict[str, TrainRecipe]) -> PlanRecipe | None:

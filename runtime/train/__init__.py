@@ -8,12 +8,13 @@ from .folder import create_run_folder
 from .ledger import Ledger, LinearLoss, Repeat, Saved
 from .load import load_model, load_weights
 from .options import Options, parse_options
-from .recipe import Plan, Precision, Ramp, Recipe
+from .recipe import Ewc, Plan, Precision, Ramp, Recipe
 from .run import Run
 from .stop import stop_on_problem
 
 __all__ = [
     "Batch",
+    "Ewc",
     "Input",
     "Ledger",
     "LinearLoss",

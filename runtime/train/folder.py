@@ -79,6 +79,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def anchor(self) -> Path:
+        return self.path / "anchor.safetensors"
+
+    @property
     def log(self) -> Path:
         return self.path / "train.jsonl"
 

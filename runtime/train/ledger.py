@@ -68,7 +68,8 @@ class Ledger:
     """What the compiler knows of a model's memory, in elements; all activations for one sequence of the recipe's
     length.
 
-    params: trainable elements in all; frozen: the others. rest: saved outside of the repeats, without the loss;
+    params: trainable elements in all; frozen: the others. anchored: for each of the trained there is the value that
+    it is held to, and how strongly. rest: saved outside of the repeats, without the loss;
     rest_unfused: the same where kernels do not run. logits: elements that the loss is computed from; loss_kernel: by a
     kernel, which holds nothing but these and their gradients; losses: of which logits it holds not even these.
     optimizer_moments: states per parameter (AdamW 2, Lion 1); single_moment: parameters that have one and not two, as
@@ -82,6 +83,7 @@ class Ledger:
     optimizer_moments: int = 2
     single_moment: int = 0
     frozen: int = 0
+    anchored: bool = False
     buffers: int = 0
     flops_per_token: int = 0
     rest_unfused: Saved | None = None
@@ -136,6 +138,8 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     ]
     if precision.master is not None and precision.master != precision.params:
         found.append(Row("master weights", params * _width(precision.master), f"as many in {precision.master}"))
+    if ledger.anchored:
+        found.append(Row("weights held to", params * (_width(precision.params) + 4), "and how much each matters"))
     if ledger.buffers:
         found.append(Row("buffers", ledger.buffers, ""))
     if kept.cast:

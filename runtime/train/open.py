@@ -107,11 +107,22 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
 def _base(options: Options, recipe: Recipe) -> RunFolder | None:
     """The run whose weights are begun with, None where there is none. Raises Problem where the recipe needs one."""
     if options.weights is not None:
-        return base_of(options.weights)
+        base = base_of(options.weights)
+        if recipe.ewc is not None and base.read().recipe is None:
+            raise Problem(
+                f"--weights {options.weights} is an import, which has no data to measure on",
+                "name a training run",
+            )
+        return base
     if recipe.lora:
         raise Problem(
             f"the recipe `{recipe.name}` trains adapters, and there are no weights to adapt",
             "name a run with --weights, such as what `dskc import` makes",
+        )
+    if recipe.ewc is not None:
+        raise Problem(
+            f"the recipe `{recipe.name}` holds weights to those of an earlier run, and there is none",
+            "name it with --weights",
         )
     return None
 

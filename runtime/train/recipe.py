@@ -77,6 +77,16 @@ class Ramp:
 
 
 @dataclass(frozen=True)
+class Ewc:
+    """Elastic weight consolidation: how strongly weights are held, and on how many rows of the earlier run's data it is
+    found out how much each matters.
+    """
+
+    strength: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One `train` section, resolved.
 
@@ -87,7 +97,7 @@ class Recipe:
     labels. next_token: the objective predicts tokens, so that text can be trained on. ramp: batches have fewer
     sequences at first. lora: adapters beside linear layers, by path; all else is frozen then. frozen: parts, by path,
     that are trained (False) or not (True), the longest path counting. bare: layers that losses apply by their weight
-    alone, which have no adapter.
+    alone, which have no adapter. ewc: weights are held to those that the run begins with.
     """
 
     name: str
@@ -110,6 +120,7 @@ class Recipe:
     lora: Mapping[str, Lora] = field(default_factory=dict)
     frozen: Mapping[str, bool] = field(default_factory=dict)
     bare: tuple[str, ...] = ()
+    ewc: Ewc | None = None
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Recipe:
@@ -121,7 +132,8 @@ class Recipe:
         ramp = Ramp(**fields["ramp"]) if fields.get("ramp") else None
         precision = Precision(**fields["precision"])
         lora = {path: Lora(**one) for path, one in fields.get("lora", {}).items()}
-        made = {"precision": precision, "inputs": inputs, "tasks": tasks, "ramp": ramp, "lora": lora}
+        ewc = Ewc(**fields["ewc"]) if fields.get("ewc") else None
+        made = {"ewc": ewc, "precision": precision, "inputs": inputs, "tasks": tasks, "ramp": ramp, "lora": lora}
         return cls(**(fields | made | {"bare": tuple(fields.get("bare", ()))}))
 
     @property

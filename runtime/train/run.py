@@ -23,13 +23,14 @@ from ..data import Batch
 from ..data.source import TEXT
 from ..optim.init import Initialiser
 from ..optim.loss_scale import LossScale
-from ..optim.optimizer import Optimizer
+from ..optim.optimizer import Optimizer, trainable
+from .anchor import Anchor, fisher_of
 from .checkpoint import State, read_checkpoint
 from .device import used_memory
 from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
-from .folder import write_json
+from .folder import RunFolder, write_json
 from .fp8 import use_fp8
 from .kept import Position, set_aside
 from .ledger import Ledger
@@ -43,7 +44,7 @@ from .recipe import Precision, Recipe, dtype_of
 from .saver import Saver
 from .skips import Skips
 from .sources import digest_of
-from .start import adapt, read_base
+from .start import adapt, earlier_data, read_base
 from .stop import Stop
 
 M = TypeVar("M", bound=nn.Module)
@@ -90,6 +91,7 @@ class Run:
         self._counted: dict[str, int] = {}  # in how many batches of the step a term was there
         self._positions = 0  # of the step's batches
         self._skips = Skips()
+        self._anchor: Anchor | None = None
         self._scale = _loss_scale(self.facts.precision, opened.position)
         self._line: Line | None = None
         self._held: dict[str, HeldOut] | None = None
@@ -131,6 +133,29 @@ class Run:
             # The instance's own `forward` hides its class's: names in the state dict stay as they are.
             layer.forward = functools.partial(recomputed, layer.forward, use_reentrant=False)
         return model
+
+    def anchor(self, model: nn.Module) -> Anchor:
+        """What holds a model to the weights that it began with, by what these mattered for the data of that run.
+
+        To be called before `restore`.
+        """
+        ewc, path = self.recipe.ewc, self.folder.anchor
+        assert ewc is not None and self.facts.base, "the recipe does not hold weights"
+        if self._opened.staging is not None:
+            path = self._opened.staging.path / path.name
+        if not path.is_file():
+            base, rows = RunFolder(Path(self.facts.base)), ewc.samples
+            self._progress.say(f"how much each weight matters: measuring on {rows:,} rows of the data of {base.path}")
+            data = earlier_data(base)
+            batches = (data.batch(i, 1).to(self.device) for i in range(rows))
+            fisher = fisher_of(model, self.objective, batches)
+            if base.anchor.is_file():  # that run was held to one before it, arXiv:1805.06370, section 3
+                for name, held in Anchor.read(base.anchor, model, ewc.strength).fisher.items():
+                    fisher[name] += held
+            before = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+            Anchor(ewc.strength, trainable(model), before, fisher).write(path)
+        self._anchor = Anchor.read(path, model, ewc.strength)
+        return self._anchor
 
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
@@ -198,6 +223,8 @@ class Run:
         if norm is not None:
             self._line["norm"] = float(norm)
         self._line |= losses
+        if self._anchor is not None and self._anchor.penalty is not None:
+            self._line["ewc"] = float(self._anchor.penalty)
         if self._dropped:
             self._line["dropped"] = self._dropped.take()
         skipped = self.optimizer.skipped

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter, attach
+from ..data import Mixture
 from ..optim.groups import find, is_under
 from ..optim.init import seeded
 from ..problem import Problem
 from .folder import RunFolder
 from .load import load_package, load_weights
 from .recipe import Recipe
+from .sources import open_sources
 
 
 def base_of(weights: Path) -> RunFolder:
@@ -53,6 +55,13 @@ def read_base(model: nn.Module, base: Path, starts: Sequence[str]) -> list[str]:
         own[name].copy_(there[name])
     said = (("begins anew", missing), ("is not used", [name for name in there if name not in own]))
     return [f"{', '.join(n[:5])}{' and others' if len(n) > 5 else ''} {what}" for what, n in said if n]
+
+
+def earlier_data(base: RunFolder) -> Mixture:
+    """What a run was trained on, in its order. Raises Problem where its files are missing."""
+    facts = base.read()
+    assert facts.recipe is not None, f"{base.path} is an import"
+    return Mixture(open_sources(base, facts.sources, facts.recipe, facts.seed), facts.mix)
 
 
 def adapt(model: nn.Module, recipe: Recipe, seed: int) -> dict[str, Adapter]:

@@ -1,6 +1,7 @@
 """From files of text and of records to batches."""
 
 from .batch import IGNORED, Batch
+from .bins import Bins
 from .corpus import Corpus, Document, find_documents
 from .entropy import unigram_entropy
 from .fields import Fields, Input, Task
@@ -17,6 +18,7 @@ __all__ = [
     "END_OF_TEXT",
     "IGNORED",
     "Batch",
+    "Bins",
     "Corpus",
     "DataSettings",
     "Document",

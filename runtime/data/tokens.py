@@ -13,8 +13,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..problem import Problem
+from .bins import Tokens
 from .corpus import Corpus, Document
-from .loader import Tokens
 from .split import split_held_out
 from .table import Row, read_texts
 from .tokenizer import encode, end_of_text, load_tokenizer, train_tokenizer

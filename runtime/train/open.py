@@ -77,7 +77,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     staging = Staging(options.out)
     try:
         folder = RunFolder(staging.path)
-        sources = prepare_sources(given, folder, recipe, options.tokenizer, facts.seed)
+        sources = prepare_sources(given, folder, recipe, options.tokenizer, facts.seed, settings.packing)
         for source in sources:
             if isinstance(source, TextSource):
                 source.loader.require(recipe.sequences)
@@ -223,9 +223,9 @@ def _sources_again(
                 f"--data is not the {what} that this run was trained on: now it is {given.summary()}",
                 f"leave --data out to go on with what lies in {folder.data}, or begin another run",
             )
-        sources = prepare_sources(given, folder, recipe, options.tokenizer, before.seed)
+        sources = prepare_sources(given, folder, recipe, options.tokenizer, before.seed, before.data.packing)
     else:
-        sources = open_sources(folder, before.sources, recipe, before.seed)
+        sources = open_sources(folder, before.sources, recipe, before.seed, before.data.packing)
         if digest_of(sources) != position.text:
             raise Problem(f"{folder.data} is not what this run was trained on", "name the data again with --data")
     if options.mix is not None and mix_of(sources, options.mix) != before.mix:
@@ -298,6 +298,9 @@ def _count(sources: tuple[Source, ...], facts: Facts) -> None:
                 f"{manifest.bytes / max(1, manifest.train_tokens + manifest.held_tokens):.2f} bytes a token",
                 flush=True,
             )
+            loader = source.loader
+            padded = f", {loader.padding:.1%} padding" if loader.packing != "stream" else ""
+            print(f"packing: {loader.count:,} sequences of {loader.length:,}{padded}", flush=True)
     if len(sources) > 1:
         shares = (
             f"{weight / sum(facts.mix):.1%} {name}" for name, weight in zip(facts.sources, facts.mix, strict=True)

@@ -155,6 +155,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="leave out texts that have this share of their runs of five words in common with an earlier one, such as "
         "0.8 (default: keep them)",
     )
+    add(
+        "--packing",
+        choices=("bestfit", "stream"),
+        help="into sequences: texts whole as far as they fit, or one stream of them cut anywhere (default: bestfit)",
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -248,10 +248,10 @@ class Run:
         return line
 
     def _trained(self) -> int:
-        """Positions of all batches so far."""
+        """Positions of all batches so far, without padding."""
         counts = self._data.batches(self.done * self.accumulation)
         rows = self.facts.microbatch
-        return sum(n * rows * source.positions for n, source in zip(counts, self._data.sources, strict=True))
+        return sum(source.filled(n * rows) for n, source in zip(counts, self._data.sources, strict=True))
 
     def _not_finite(self, step: int, name: str, value: float) -> Problem:
         term = "" if name == "loss" else f" ({name})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -328,17 +327,8 @@ def test_splitmix64_gives_the_published_numbers() -> None:
 def test_too_little_text_is_an_error_with_numbers() -> None:
     loader = Loader(np.arange(64, dtype=np.uint16), 8, end=0)
     loader.require(7)
-    with pytest.raises(Problem, match="64 tokens to train on, and one batch of 8 sequences of 8 tokens takes 65"):
+    with pytest.raises(Problem, match="64 tokens to train on make 7 sequences of 8, and one batch takes 8"):
         loader.require(8)
-
-
-def test_loader_gives_a_million_tokens_a_second() -> None:
-    loader = Loader(np.zeros(2_000_000, np.uint16) + 1, 1024, end=0)
-    loader.batch(0, 8)
-    began = time.perf_counter()
-    for n in range(20):
-        loader.batch(n * 32, 32)
-    assert 20 * 32 * 1024 / (time.perf_counter() - began) > 1e6
 
 
 @settings(deadline=None)

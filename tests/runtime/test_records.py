@@ -222,7 +222,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, package: Path, data: list[Path]) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(package, "--data", data[0], "--data", *data[1:], "--mix", "2,1,0.5", "--steps", 30, "--out", out)
+    mixed = ["--data", data[0], "--data", *data[1:], "--mix", "2,1,0.5", "--packing", "stream"]
+    train(package, *mixed, "--steps", 30, "--out", out)
     return out
 
 
@@ -285,7 +286,9 @@ def test_without_shares_epochs_take_equally_long(package: Path, data: list[Path]
 def test_text_for_another_input_shares_the_tokenizer(package: Path, data: list[Path], tmp_path: Path) -> None:
     source = write_text(tmp_path / "source", seed=5)
     out = tmp_path / "run"
-    train(package, "--data", data[1], f"code={source}", "--mix", "1,1", "--steps", 8, "--out", out)
+    train(
+        package, "--data", data[1], f"code={source}", "--mix", "1,1", "--steps", 8, "--out", out, "--packing", "stream"
+    )
     result = json.loads((out / "result.json").read_text())
     assert list(result["sources"]) == ["text", "code"] and result["tokens"] == 4 * 8 * (32 + 16)
     assert (out / "data" / "code" / "train.tokens").exists()

@@ -68,6 +68,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         threads=torch.get_num_threads(),
         deterministic=options.deterministic,
         sources=given.names,
+        unit=fit.microbatch,
         data=settings,
     )
     _introduce(facts, recipe, device)
@@ -91,7 +92,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
             raise Problem(f"--out {options.out} cannot be written: {error.strerror or error}") from error
         raise
     _count(sources, facts)
-    return Opened(RunFolder(options.out), facts, device, Mixture(sources, facts.mix), staging)
+    return Opened(RunFolder(options.out), facts, device, Mixture(sources, facts.mix, facts.unit), staging)
 
 
 def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
@@ -126,9 +127,14 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
         torch.set_num_threads(before.threads)  # sums over several threads depend on how many they are
     sources = _sources_again(options, folder, before, recipe, position)
     kernels = options.kernels or before.kernels
-    fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
+    unit = before.unit or before.microbatch
+    if plan.microbatch is not None:
+        Mixture(sources, before.mix, unit).require(plan.microbatch)
+    within = unit if len(sources) > 1 else None
+    fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options, within)
     facts = replace(
         before,
+        unit=unit,
         kernels=kernels,
         precision=precision,
         plan=name,
@@ -146,12 +152,12 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     changed = [
         f"{field.name} {getattr(before, field.name)} -> {getattr(facts, field.name)}"
         for field in fields(Facts)
-        if field.name not in ("recipe", "save_every", "plan")
+        if field.name not in ("recipe", "save_every", "plan", "unit")
         and getattr(before, field.name) != getattr(facts, field.name)
     ]
     if changed:
         print("note: not as before, so losses may differ from the unbroken run: " + ", ".join(changed), flush=True)
-    data = Mixture(sources, facts.mix)
+    data = Mixture(sources, facts.mix, facts.unit)
     return Opened(folder, facts, device, data, checkpoint=checkpoint, position=position)
 
 
@@ -188,14 +194,20 @@ def _with_kernels(ledger: Ledger, kernels: str, device: torch.device) -> Ledger:
 
 
 def _fit(
-    ledger: Ledger, recipe: Recipe, precision: Precision, plan: Plan, device: torch.device, options: Options
+    ledger: Ledger,
+    recipe: Recipe,
+    precision: Precision,
+    plan: Plan,
+    device: torch.device,
+    options: Options,
+    unit: int | None = None,
 ) -> Fit:
-    """What fits on the device now, or the Problem that nothing does."""
+    """What fits on the device now, or the Problem that nothing does. unit: as `choose` has it."""
     free = available_memory(device)
 
     def fit(precision: Precision, plan: Plan) -> Fit | None:
         available = min(free, plan.memory_limit or free)
-        return choose(ledger, recipe, precision, plan, available, device.type)
+        return choose(ledger, recipe, precision, plan, available, device.type, unit)
 
     found = fit(precision, plan)
     if found is not None:

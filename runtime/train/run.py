@@ -127,8 +127,8 @@ class Run:
     def batches(self, step: int) -> Iterator[Batch]:
         """The step's batches, `accumulation` of them. Raises Problem after the last when the loss is not finite."""
         self._losses, self._counted, self._positions = {}, {}, 0
-        for i in range(self.accumulation):
-            batch = self._data.batch(step * self.accumulation + i, self.facts.microbatch)
+        rows = self.recipe.sequences
+        for batch in self._data.batches(step * rows, (step + 1) * rows, self.facts.microbatch):
             self._positions += batch.positions
             yield batch.to(self.device)
         # Looked at once a step, with all its work queued, and before anything was changed by it.
@@ -249,9 +249,8 @@ class Run:
 
     def _trained(self) -> int:
         """Positions of all batches so far, without padding."""
-        counts = self._data.batches(self.done * self.accumulation)
-        rows = self.facts.microbatch
-        return sum(source.filled(n * rows) for n, source in zip(counts, self._data.sources, strict=True))
+        counts = self._data.rows(self.done * self.recipe.sequences)
+        return sum(source.filled(n) for n, source in zip(counts, self._data.sources, strict=True))
 
     def _not_finite(self, step: int, name: str, value: float) -> Problem:
         term = "" if name == "loss" else f" ({name})"

@@ -14,8 +14,10 @@ from typing import ClassVar
 
 from ..problem import Problem
 from .cleaning import Cleaner, Measure
+from .hub import PREFIX, Fetched, fetch
 from .jsonl import SUFFIXES, Jsonl
 from .near_duplicates import near_duplicates, sign
+from .parquet import SUFFIX, Parquet
 from .progress import progress
 from .settings import DataSettings
 from .table import Row, Table, read_texts, row_of
@@ -116,7 +118,7 @@ class Corpus:
 
 def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings: DataSettings | None = None) -> Corpus:
     """Every regular file under the paths that is UTF-8 text, each once, folders in sorted order; of a table (JSON
-    lines) every row.
+    lines, Parquet, a data set `hf:NAME`) every row.
 
     Hidden files and folders and `__pycache__` are passed over, and so is `exclude` (the run's own folder). Files that
     are empty, binary, not UTF-8 or unreadable, rows that are no text, and what the settings leave out are counted by
@@ -131,7 +133,7 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings:
     with progress("reading", sum(_size(file.path) for file in files), "B") as done:
         for file in files:
             left = _size(file.path)
-            if (table := _table(file, template)) is not None:
+            if (table := _table(file, template, settings)) is not None:
                 for row in _rows(table, cleaner, left_out, file.named):
                     documents.append(row)
                     left -= row.size  # about what it takes of the file
@@ -164,9 +166,11 @@ def _files(paths: Sequence[Path], exclude: Path | None) -> list[_File]:
     """Every file once. Raises Problem for a path that does not exist."""
     found: dict[Path, _File] = {}
     for path in paths:
-        if not path.exists():
+        if str(path).startswith(PREFIX) and not path.exists():
+            found.setdefault(path, _File(path, str(path), True))
+        elif not path.exists():
             raise Problem(f"--data {path}: there is no such file or folder")
-        if path.is_dir():
+        elif path.is_dir():
             for file in _walk(path, exclude):
                 found.setdefault(file.resolve(), _File(file, file.relative_to(path).as_posix(), False))
         else:
@@ -178,9 +182,13 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _table(file: _File, template: Template) -> Table | None:
+def _table(file: _File, template: Template, settings: DataSettings) -> Table | None:
     """The file as one of rows, or None when it is plain text."""
-    return Jsonl(file.path, file.name, template) if file.name.endswith(SUFFIXES) else None
+    if not file.path.exists():
+        return fetch(file.name, template, settings.max_rows)
+    if file.name.endswith(SUFFIXES):
+        return Jsonl(file.path, file.name, template)
+    return Parquet(file.path, file.name, template) if file.name.endswith(SUFFIX) else None
 
 
 def _rows(table: Table, cleaner: Cleaner, left_out: Corpus, named: bool) -> Iterator[Row]:
@@ -200,7 +208,7 @@ def _rows(table: Table, cleaner: Cleaner, left_out: Corpus, named: bool) -> Iter
         left_out.skip(f"{table.name}:{number}", row)
     if named and not some:
         raise Problem(
-            f"--data {table.path}: there is no text in it{first}",
+            f"--data {table.name if isinstance(table, Fetched) else table.path}: there is no text in it{first}",
             "--text-field names the field that holds the text, and --join joins several",
         )
 

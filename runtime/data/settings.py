@@ -8,8 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataSettings:
-    """text_field: the field of a row (a line of JSON) that holds its text. join: a template of several fields instead,
+    """text_field: the field of a row that holds its text. join: a template of several fields instead,
     such as "{title} [SEP] {content}".
+
+    max_rows: of each data set that is streamed, only so many from its beginning.
 
     What is left out: texts of fewer characters than min_chars or more than max_chars, those of which control characters
     are more than a share of max_control, repeated ones unless keep_duplicates, and those that are as similar to an
@@ -20,6 +22,7 @@ class DataSettings:
 
     text_field: str = "text"
     join: str | None = None
+    max_rows: int | None = None
     min_chars: int = 0
     max_chars: int | None = None
     max_control: float = 0.1

@@ -77,7 +77,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         type=Path,
         default=[],
         metavar="PATH",
-        help="text (UTF-8, or .jsonl), folders of it (NAME=PATH: for that input), and .safetensors files of records",
+        help="text (UTF-8, .jsonl, .parquet, hf:NAME), folders of it (NAME=PATH: for that input), .safetensors records",
     )
     add(
         "--mix",
@@ -132,13 +132,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     """How data is read, which cannot change on the way; None where nothing is said."""
     group = parser.add_argument_group("reading --data", "settled when a run begins")
     which = group.add_mutually_exclusive_group()
-    which.add_argument(
-        "--text-field", metavar="NAME", help="the field of a row (a line of JSON) that is its text (text)"
-    )
+    which.add_argument("--text-field", metavar="NAME", help="the field of a row that is its text (text)")
     which.add_argument(
         "--join", metavar="TEMPLATE", help='several fields in one text instead, like "{title} [SEP] {content}"'
     )
     add = group.add_argument
+    add("--max-rows", type=_at_least(1), metavar="N", help="of each hf: data set, only the first N rows")
     add("--min-chars", type=_at_least(0), metavar="N", help="leave out texts of fewer characters")
     add("--max-chars", type=_at_least(1), metavar="N", help="leave out texts of more characters")
     add(

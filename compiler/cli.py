@@ -20,6 +20,7 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "ir": "ir",
     "eject": "eject",
     "train": "run",
+    "merge": "run",
     "generate": "run",
     "import": "weights",
     "tune": "tune",

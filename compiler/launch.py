@@ -26,18 +26,41 @@ def runtime_problem() -> type[Exception]:
     return problem
 
 
-def launch_trainer(outputs: list[Output], settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
-    """Runs the generated trainer of the last model. With settings, its code stays out of generated/."""
+def launch_trainer(
+    outputs: list[Output], settings: tuple[str, ...], arguments: tuple[str, ...], recipe: str | None
+) -> None:
+    """Runs the generated trainer of the last model, by its first recipe unless another is named.
+
+    With settings, its code stays out of generated/.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads crawl on busy machines; read as torch loads
     output = outputs[-1]
+    file = _trainer(output, recipe)
     with tempfile.TemporaryDirectory() as apart:
         if settings:
             output = Output(output.model, Path(apart) / output.model, output.files)
         write(output)
         package = _runtime("train.load").load_package(output.folder)
-        trainer = importlib.import_module(f"{package.__name__}.train")
-        sys.argv = [str(output.folder / "train.py"), *arguments]
+        trainer = importlib.import_module(f"{package.__name__}.{file.stem}")
+        sys.argv = [str(output.folder / file), *arguments]
         _runtime("train").stop_on_problem(trainer.main)
+
+
+def _trainer(output: Output, recipe: str | None) -> Path:
+    """The file that trains by this recipe. Raises the runtime's problem where the model has none of that name."""
+    names = [train["name"] for train in json.loads(output.files["plan.json"])["train"]]
+    if recipe is None or recipe == names[0]:
+        return Path("train.py")
+    if recipe not in names:
+        raise _runtime("problem").Problem(
+            f"--recipe {recipe}: `{output.model}` has no such `train` section", f"it has {', '.join(names)}"
+        )
+    return Path(f"train_{recipe}.py")
+
+
+def launch_merge(run: Path, out: Path) -> None:
+    """Writes a run's model with its adapters merged."""
+    _runtime("train.merged").write_merged(run, out)
 
 
 def launch_generate(arguments: tuple[str, ...]) -> None:

@@ -39,7 +39,8 @@ class Term:
 class Precision:
     """Dtypes by what they are for; None in a plan leaves the recipe's.
 
-    rounding: to bf16, by the optimizer: nearest or stochastic. None in a recipe is nearest.
+    rounding: to bf16, by the optimizer: nearest or stochastic. None in a recipe is nearest. master: of a copy of the
+    parameters that the optimizer keeps; None in a recipe is that it keeps none.
     """
 
     params: str | None = None
@@ -47,6 +48,7 @@ class Precision:
     reduce: str | None = None
     optimizer: str | None = None
     rounding: str | None = None
+    master: str | None = None
 
     def over(self, base: Precision) -> Precision:
         """What is said here, and the rest as in another."""
@@ -54,16 +56,38 @@ class Precision:
         return replace(base, **said)
 
     def said(self) -> dict[str, str | None]:
-        """By name; rounding only where it is said."""
+        """By name; rounding and master only where they are said."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.rounding is None:
-            del found["rounding"]
-        return found
+        return {name: value for name, value in found.items() if value or name not in ("rounding", "master")}
 
     @property
     def rounds(self) -> bool:
         """Whether the optimizer writes anything in bf16."""
-        return "bf16" in (self.params, self.optimizer)
+        return "bf16" in (None if self.master else self.params, self.optimizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What is under a path of the model, and how it is trained. paths: of the state dict, `*` for an index. decay,
+    init: None leaves them as all else has them.
+    """
+
+    paths: tuple[str, ...]
+    rate: Fraction = Fraction(1)
+    decay: Fraction | None = None
+    init: Record | None = None
+    lora: Record | None = None
+    frozen: bool | None = None
+    fp8: str | None = None  # by "rows" or "blocks", "none" within a group that has it
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Batches that grow from `start` by `by` sequences at a time, over a fraction of all steps."""
+
+    start: int
+    by: int
+    over: Fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +111,8 @@ class TrainRecipe:
     doc: str | None = None
     default: bool = False
     lengths: tuple[tuple[str, int], ...] = ()  # of one sequence, along dims of the data other than B and S
+    groups: tuple[Group, ...] = ()
+    ramp: Ramp | None = None
 
     @property
     def data(self) -> dict[str, int]:

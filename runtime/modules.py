@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import reference
 from .kernels.experts.grouped import grouped_linear
 from .kernels.experts.grouped_product import takes
+from .kernels.products.fp8_matmul import Scaling, fp8_linear
 from .reference import unembed
 from .reference.routing import expert_counts
 from .reference.state import State
@@ -40,12 +41,18 @@ STD = 0.02  # of the normal distribution a weight has before a recipe or a check
 class Linear(nn.Linear):
     """`x @ weight.T + bias` in the dtype of x: [..., inputs] to [..., outputs].
 
-    With `compute` (a router in float32) x and weight are cast to that dtype, and the result stays in it.
+    With `compute` (a router in float32) x and weight are cast to that dtype, and the result stays in it. With `fp8`
+    set, "rows" or "blocks", its products are of 8-bit floats, forward and backward, as `fp8_linear` scales them. What
+    an adapter makes of x is added.
     """
+
+    fp8: Scaling | None = None
+    adapter: nn.Module | None
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False, compute: torch.dtype | None = None) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self.compute = compute
+        self.adapter = None
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=STD)
@@ -53,7 +60,12 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return reference.linear(x, self.weight, self.bias, self.compute)
+        if self.fp8 is None:
+            y = reference.linear(x, self.weight, self.bias, self.compute)
+        else:
+            y = fp8_linear(x, self.weight, scaling=self.fp8, gradient="e4m3")
+            y = y if self.bias is None else y + self.bias.to(y.dtype)
+        return y if self.adapter is None else y + self.adapter(x.to(y.dtype))
 
 
 class BlockLinear(nn.Module):

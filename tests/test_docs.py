@@ -131,6 +131,18 @@ def test_the_tutorial_block_compiles_in_a_folder_of_ones_own(tmp_path: Path) -> 
     assert "squared_relu.up" in (tmp_path / "generated" / "mine" / "plan.json").read_text(encoding="utf-8")
 
 
+def test_the_recipe_of_the_training_page_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = blocks((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "dsk")
+    monkeypatch.chdir(tmp_path)
+    assert dskc("new", "my_model").exit_code == 0
+    spec = tmp_path / "my_model.dsk"
+    spec.write_text(f"{spec.read_text(encoding='utf-8')}\n{shown}", encoding="utf-8")
+    result = dskc("compile", "my_model.dsk")
+    assert result.exit_code == 0, result.output
+    trainer = (tmp_path / "generated" / "my_model" / "train_long.py").read_text(encoding="utf-8")
+    assert "optim.Muon(" in trainer and 'optim.Group("embed", rate=0.1, decay=0.0)' in trainer
+
+
 @pytest.mark.parametrize("page", [name for name in PAGES if blocks(PAGES[name], "sh")])
 def test_every_command_is_one_that_dskc_has(page: str) -> None:
     """Options and subcommands exist; what they do is tested where they are at home."""

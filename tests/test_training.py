@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dskc.compiler.cli import main
+from dskc.runtime import optim
 from tests.compiler.small_models import Small, compiled
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "language.md").read_text(encoding="utf-8")
@@ -33,13 +34,20 @@ model small(tokens: ids[B, S]) -> logits: [B, S, V] {{
 train tiny of small {{
   objective next_token(logits){balance}
   tokens    = 100K
-  batch     {{ sequences = 4, S = 32{microbatch} }}
+  batch     {{ sequences = 4, S = 32{microbatch}{ramp} }}
   precision {{ params = {params}, compute = {compute}, optimizer = {params}{rounding} }}
   optimizer {optimizer}
   schedule  {schedule}
   save      {{ every = 2, keep = 2 }}
-}}
+{groups}}}
 """
+PLAIN = {
+    "inner": "swiglu", "mask": "causal", "dropout": "0", "feed_forward": "swiglu(rms_norm(x), inner: F)", "balance": "",
+    "microbatch": "", "ramp": "", "params": "fp32", "rounding": "", "compute": "fp32", "groups": "",
+    "optimizer": "adamw(lr: 1e-2)", "schedule": "cosine()",
+}  # fmt: skip
+GROUPS = "  groups    { embed { rate = 8 / D, decay = 0.5 }, layers.attention.out.init = zeros }\n"
+EIGHT = "  groups    { layers.fp8 = rows, layers.attention.fp8 = blocks, layers.attention.k.fp8 = none }\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,10 +59,25 @@ def one_thread():  # type: ignore[no-untyped-def]
     torch.set_num_threads(before)
 
 
+OPTIMIZERS = (
+    "adamw(lr: 1e-2, decay: 0.1, clip: 1.0)",
+    "lion(lr: 1e-3, decay: 0.1)",
+    "muon(lr: 1e-2, decay: 0.1, clip: 1.0)",
+    "muon(lr: 2e-2, scale: original, adamw: adamw(lr: 1e-3))",
+)
+SCHEDULES = (
+    "cosine(warmup: 1)",
+    "constant(decay: 0.5)",
+    "constant(decay: 0.5, shape: root, floor: 0.1)",
+    "steps(at: [0.5], factor: [0.3])",
+)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> str:
     moe = draw(st.booleans())
-    params, rounding = draw(st.sampled_from([("fp32", ""), ("bf16", ""), ("bf16", ", rounding = stochastic")]))
+    kept = [("fp32", ""), ("bf16", ""), ("bf16", ", rounding = stochastic"), ("bf16", ", master = fp32")]
+    params, rounding = draw(st.sampled_from(kept))
     return MODEL.format(
         inner="moe" if moe else "swiglu",
         mask=draw(st.sampled_from(["causal", "causal & documents", "causal & window(8)"])),
@@ -65,10 +88,10 @@ def specs(draw: st.DrawFn) -> str:
         params=params,
         rounding=rounding,
         compute=draw(st.sampled_from(["fp32", "bf16"])),
-        optimizer=draw(st.sampled_from(["adamw(lr: 1e-2, decay: 0.1, clip: 1.0)", "lion(lr: 1e-3, decay: 0.1)"])),
-        schedule=draw(
-            st.sampled_from(["cosine(warmup: 1)", "constant(decay: 0.5)", "steps(at: [0.5], factor: [0.3])"])
-        ),
+        optimizer=draw(st.sampled_from(OPTIMIZERS)),
+        schedule=draw(st.sampled_from(SCHEDULES)),
+        ramp=draw(st.sampled_from(["", ", ramp = ramp(start: 2, over: 0.7)"])),
+        groups=draw(st.sampled_from(["", GROUPS, EIGHT])),
     )
 
 
@@ -91,7 +114,7 @@ def train(small: Small, *arguments: str) -> None:
     small.trainer().main([*arguments, "--device", "cpu"])
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(text=specs())
 def test_a_resumed_run_is_the_unbroken_one(text: str) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -111,11 +134,7 @@ def test_a_resumed_run_is_the_unbroken_one(text: str) -> None:
 
 
 def test_it_learns_and_samples(tmp_path: Path) -> None:
-    text = MODEL.format(
-        inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
-        microbatch="", params="fp32", rounding="", compute="fp32",
-        optimizer="adamw(lr: 1e-2, clip: 1.0)", schedule="cosine()",
-    )  # fmt: skip
+    text = MODEL.format(**PLAIN | {"optimizer": "adamw(lr: 1e-2, clip: 1.0)"})
     small = compiled(text, tmp_path)
     run = tmp_path / "run"
     code = Path(__file__).resolve().parent.parent / "compiler"
@@ -133,11 +152,7 @@ def test_it_learns_and_samples(tmp_path: Path) -> None:
 def test_a_model_without_a_recipe_says_which_one_it_trains_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = MODEL.format(
-        inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
-        microbatch="", params="fp32", rounding="", compute="fp32",
-        optimizer="adamw(lr: 1e-2)", schedule="cosine()",
-    ).split("\ntrain ")[0]  # fmt: skip
+    text = MODEL.format(**PLAIN).split("\ntrain ")[0]
     small = compiled(text, tmp_path)
     recipe = small.trainer().RECIPE
     assert recipe.default
@@ -150,12 +165,52 @@ def test_a_model_without_a_recipe_says_which_one_it_trains_with(
     )  # fmt: skip
 
 
-def test_the_microbatch_of_a_recipe_reaches_its_trainer(tmp_path: Path) -> None:
+def test_what_a_recipe_trains_otherwise_reaches_its_trainer(tmp_path: Path) -> None:
     text = MODEL.format(
-        inner="swiglu", mask="causal", dropout="0", feed_forward="swiglu(rms_norm(x), inner: F)", balance="",
-        microbatch=", microbatch = 1", params="fp32", rounding="", compute="fp32",
-        optimizer="adamw(lr: 1e-2)", schedule="cosine()",
-    )  # fmt: skip
+        **PLAIN
+        | {
+            "groups": GROUPS,
+            "ramp": ", ramp = ramp(start: 1, over: 0.5)",
+            "optimizer": "muon(lr: 3e-2, decay: 0.1, adamw: adamw(lr: 1e-2))",
+        }
+    )
+    small = compiled(text, tmp_path)
+    trainer, model = small.trainer(), small.model()
+    recipe = trainer.RECIPE
+    assert [recipe.sequences_at(step, 12) for step in range(12)] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
+    assert recipe.divisor == 1 and recipe.tokens == 100_000
+    steps = recipe.steps
+    trained = sum(recipe.sequences_at(step, steps) for step in range(steps)) * recipe.length
+    assert 0 <= trained - recipe.tokens < 3 * recipe.sequences * recipe.length
+    optim.normal(std=0.02, groups=trainer.STARTS)(model, 0)
+    assert all(not layer.attention.out.weight.any() for layer in model.layers)
+    assert 0.015 < float(model.layers[0].attention.q.weight.detach().std()) < 0.025
+    hidden = {n for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("layers")}
+    own = optim.Muon(model, lr=1e-2, adamw_for=("embed", "logits"), groups=trainer.GROUPS)
+    assert {name for name, state in own.state_dict().items() if "momentum_buffer" in state} == hidden
+    assert trainer.LEDGER.single_moment == sum(model.get_parameter(name).numel() for name in hidden)
+    run = tmp_path / "run"
+    train(small, "--data", str(corpus(tmp_path)), "--steps", "30", "--out", str(run))
+    found = losses(run)
+    assert found[-1] < found[0] - 0.5
+
+
+def test_parts_in_eight_bits_reach_the_trainer_and_learn(tmp_path: Path) -> None:
+    small = compiled(MODEL.format(**PLAIN | {"groups": EIGHT}), tmp_path)
+    trainer = small.trainer()
+    assert trainer.FP8 == {"layers": "rows", "layers.*.attention": "blocks", "layers.*.attention.k": "none"}
+    run = tmp_path / "run"
+    train(small, "--data", str(corpus(tmp_path)), "--steps", "20", "--out", str(run))
+    (tmp_path / "plain").mkdir()
+    plain = compiled(MODEL.format(**PLAIN), tmp_path / "plain")
+    train(plain, "--data", str(tmp_path / "text"), "--steps", "20", "--out", str(tmp_path / "exact"))
+    eight, exact = losses(run), losses(tmp_path / "exact")
+    assert eight != exact
+    assert eight[-1] == pytest.approx(exact[-1], rel=0.03)
+
+
+def test_the_microbatch_of_a_recipe_reaches_its_trainer(tmp_path: Path) -> None:
+    text = MODEL.format(**PLAIN | {"microbatch": ", microbatch = 1"})
     small = compiled(text, tmp_path)
     assert small.trainer().PLANS["default"].microbatch == 1
     run = tmp_path / "run"

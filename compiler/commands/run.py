@@ -1,4 +1,4 @@
-"""`dskc train` and `dskc generate`: the commands that run a model."""
+"""`dskc train`, `dskc merge` and `dskc generate`: the commands that run a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from .shared import SPEC, compiled, runtime_problems, settings_option
 
 @click.command(name="train", context_settings={"ignore_unknown_options": True})
 @click.argument("spec", type=SPEC)
+@click.option("--recipe", metavar="NAME", help="which `train` section of the spec; the first unless told")
 @settings_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def train_command(spec: Path, settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
+def train_command(spec: Path, recipe: str | None, settings: tuple[str, ...], arguments: tuple[str, ...]) -> None:
     """Compile a spec and run its trainer: dskc train SPEC --data FOLDER --steps 300 --out RUN.
 
     The trainer's own flags: dskc train SPEC -- --help.
@@ -22,7 +23,7 @@ def train_command(spec: Path, settings: tuple[str, ...], arguments: tuple[str, .
 
     _, outputs = compiled(spec, None, settings)
     with runtime_problems():
-        launch_trainer(outputs, settings, arguments)
+        launch_trainer(outputs, settings, arguments, recipe)
 
 
 @click.command(name="generate", context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -33,3 +34,15 @@ def generate_command(arguments: tuple[str, ...]) -> None:
 
     with runtime_problems():
         launch_generate(arguments)
+
+
+@click.command(name="merge")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="the folder to make")
+def merge_command(run: Path, out: Path) -> None:
+    """Make a model of its own of a run that trained adapters: dskc merge RUN -o OUT."""
+    from ..launch import launch_merge
+
+    with runtime_problems():
+        launch_merge(run, out)
+    click.echo(f"merged: {out}")

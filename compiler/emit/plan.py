@@ -11,7 +11,7 @@ from ..ir import Graph
 from ..parameters import parameters, total_parameters
 from ..passes.memory import Memory, flops, positions
 from ..passes.recipes import Recipes
-from ..recipe import PlanRecipe, ServeRecipe, TrainRecipe, objective_text
+from ..recipe import Group, PlanRecipe, ServeRecipe, TrainRecipe, objective_text
 from ..signature import Record
 
 
@@ -70,9 +70,11 @@ class LedgerPart(_Part):
     """Elements for one sequence of the recipe's length; see `runtime/train/ledger.py` for bytes."""
 
     params: int
+    frozen: int
     logits: int
     losses: list[LossPart]
     moments: int
+    single_moment: int
     rest: SavedPart
     repeats: list[RepeatPart]
 
@@ -83,11 +85,13 @@ class TrainPart(_Part):
     objective: str
     tokens: int
     sequences: int
+    ramp: dict[str, JsonValue] | None
     length: int
     precision: dict[str, str | None]
     optimizer: dict[str, JsonValue]
     schedule: dict[str, JsonValue]
     init: dict[str, JsonValue]
+    groups: dict[str, dict[str, JsonValue]]
     ledger: LedgerPart
     flops: FlopsPart
 
@@ -181,16 +185,20 @@ def _train(graph: Graph, train: TrainRecipe, ledger: Memory) -> TrainPart:
         objective=objective_text(train.objective),
         tokens=train.tokens,
         sequences=train.sequences,
+        ramp={key: _plain(value) for key, value in asdict(train.ramp).items()} if train.ramp else None,
         length=train.length,
         precision=train.precision.said(),
         optimizer=_record(train.optimizer),
         schedule=_record(train.schedule),
         init=_record(train.init),
+        groups={path: _group(group) for group in train.groups for path in group.paths},
         ledger=LedgerPart(
             params=ledger.params,
+            frozen=ledger.frozen,
             logits=ledger.logits,
             losses=[LossPart(**asdict(one)) for one in ledger.losses],
             moments=ledger.moments,
+            single_moment=ledger.single_moment,
             rest=_saved(ledger.rest),
             repeats=[
                 RepeatPart(name=r.name, count=r.count, params=r.params, input=r.input, saved=_saved(r.saved))
@@ -235,11 +243,19 @@ def _record(record: Record) -> dict[str, JsonValue]:
     return {"name": record.name, **{key: _plain(value) for key, value in record.arguments}}
 
 
+def _group(group: Group) -> dict[str, JsonValue]:
+    records = {key: _record(value) if value else None for key, value in (("init", group.init), ("lora", group.lora))}
+    numbers = {"rate": _plain(group.rate), "decay": _plain(group.decay)}
+    return {**numbers, **records, "frozen": group.frozen, "fp8": group.fp8}
+
+
 def _plain(value: object) -> JsonValue:
     if isinstance(value, Fraction):
         return int(value) if value.denominator == 1 else float(value)
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Record):
+        return _record(value)
     return value if value is None or isinstance(value, bool | str) else str(value)
 
 

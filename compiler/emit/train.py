@@ -15,11 +15,20 @@ from ..passes.memory import LossMemory, Memory, Saved
 from ..recipe import PlanRecipe, Precision, Term, TrainRecipe, objective_text
 from ..signature import Record
 from .losses import LINEAR, Losses
+from .optimizers import (
+    adapter_fields,
+    float_text,
+    fp8_lines,
+    group_lines,
+    init_call,
+    optimizer_call,
+    ramp_text,
+    schedule_call,
+    starts,
+)
 from .text import WIDTH, number
 
 NEXT_TOKEN = "next_token"
-BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
-CLASSES = {"adamw": "AdamW", "lion": "Lion"}
 
 
 @cache
@@ -59,6 +68,10 @@ def emit_train(
         imports.remove("Repeat")
     if not ledger.losses:
         imports.remove("LinearLoss")
+    if any(group.lora for group in recipe.groups):
+        imports.insert(imports.index("Plan"), "Lora")
+    if recipe.ramp is not None:
+        imports.insert(imports.index("Recipe"), "Ramp")
     plain = is_plain(graph, recipe.objective)
     if not plain:
         imports += ["Input", *(["Task"] if any(t.loss in ("classify", "regress") for t in recipe.objective) else [])]
@@ -77,10 +90,13 @@ def emit_train(
         recipe_fields=_recipe(graph, recipe, spec, spec_hash),
         plans=_plans(plans, recipe, ledger),
         ledger=_ledger(ledger),
-        init=f"optim.{recipe.init.name}(std={_float(recipe.init['std'])})",
-        optimizer=_optimizer(recipe.optimizer),
-        schedule=_schedule(recipe.schedule, recipe.optimizer),
-        clip=_float(recipe.optimizer["clip"]),
+        groups=group_lines(recipe),
+        starts=starts(recipe),
+        fp8=fp8_lines(recipe),
+        init=init_call(recipe),
+        optimizer=optimizer_call(graph, recipe),
+        schedule=schedule_call(recipe),
+        clip=float_text(recipe.optimizer["clip"]),
         balance=None if recipe.balance_speed is None else number(recipe.balance_speed),
     )
 
@@ -94,17 +110,6 @@ def _head(graph: Graph, recipe: TrainRecipe, file: str) -> str:
     )
     filled = (textwrap.fill(p, WIDTH, break_on_hyphens=False, break_long_words=False) for p in paragraphs)
     return "\n\n".join(filled) + '\n"""'
-
-
-def _float(value: object) -> str:
-    assert value is None or isinstance(value, Fraction), value
-    return "None" if value is None else number(float(value))
-
-
-def _floats(values: object) -> str:
-    assert isinstance(values, tuple)
-    inside = ", ".join(_float(v) for v in values)
-    return f"({inside},)" if len(values) == 1 else f"({inside})"
 
 
 def _precision(precision: Precision) -> str:
@@ -125,6 +130,8 @@ def _recipe(graph: Graph, recipe: TrainRecipe, spec: str, spec_hash: str) -> lis
         ("precision", _precision(recipe.precision)),
         ("save_every", number(recipe.save_every)),
         ("save_keep", number(recipe.save_keep)),
+        *([] if recipe.ramp is None else [("ramp", ramp_text(recipe.ramp))]),
+        *adapter_fields(graph, recipe),
     ]
     fields += _beside_text(graph, recipe)
     if recipe.default:
@@ -194,6 +201,8 @@ def _spelled(record: Record) -> str:
     def one(value: object) -> str:
         if isinstance(value, tuple):
             return f"[{', '.join(one(v) for v in value)}]"
+        if isinstance(value, Record):
+            return _spelled(value)
         return f"{float(value):g}" if isinstance(value, Fraction) else str(value)
 
     return f"{record.name}({', '.join(f'{k}: {one(v)}' for k, v in record.arguments if v is not None)})"
@@ -247,38 +256,13 @@ def _ledger(ledger: Memory) -> SimpleNamespace:
     ]
     return SimpleNamespace(
         params=number(ledger.params),
+        frozen=number(ledger.frozen) if ledger.frozen else None,
         repeats=repeats,
         rest=_saved(ledger.rest),
         rest_unfused=_saved(ledger.rest_unfused),
         logits=number(ledger.logits),
         losses=[_loss(one) for one in ledger.losses],
         moments=ledger.moments,
+        fewer=number(ledger.single_moment) if ledger.single_moment else None,
         flops=number(ledger.flops_per_token),
     )
-
-
-def _optimizer(record: Record) -> str:
-    betas = record["betas"]
-    spelled = _floats(betas) if betas is not None else str(BETAS[record.name])
-    parts = [f"lr={_float(record['lr'])}", f"betas={spelled}"]
-    if record.name == "adamw":
-        parts.append(f"eps={_float(record['eps'])}")
-    parts += [f"decay={_float(record['decay'])}", "state_dtype=run.state_dtype", "rounding=run.rounding"]
-    inside, inner = f"model, {', '.join(parts)}", " " * 8
-    whole = f"optim.{CLASSES[record.name]}({inside})"
-    if len(f"    optimizer = {whole}") <= WIDTH:
-        return whole
-    return f"optim.{CLASSES[record.name]}(\n{inner}{inside}\n    )"
-
-
-def _schedule(record: Record, optimizer: Record) -> str:
-    warmup = record["warmup"]
-    assert isinstance(warmup, Fraction), warmup
-    parts = [f"peak={_float(optimizer['lr'])}", f"warmup={int(warmup)}", "steps=run.steps"]
-    if record.name == "steps":
-        parts += [f"at={_floats(record['at'])}", f"factor={_floats(record['factor'])}"]
-    elif record.name == "cosine":
-        parts.append(f"floor={_float(record['floor'])}")
-    else:
-        parts.append(f"decay={_float(record['decay'])}")
-    return f"optim.{record.name}({', '.join(parts)})"

@@ -20,6 +20,7 @@ from ..ops.structure import Block, Extern, Keep, Repeat
 from ..ops.weights import Weights
 from ..parameters import total_parameters
 from ..recipe import Term, TrainRecipe
+from .groups import hidden_parameters, trained_and_frozen
 from .lift import LastMap, last_maps, within_loss
 
 _BYTES = {DType.INT64: 8, DType.BOOL: 1, DType.FP32: 4, DType.BF16: 2, DType.FP16: 2, DType.INT8: 1, DType.FP8: 1}
@@ -62,13 +63,15 @@ class LossMemory:
 class Memory:
     """The first ledger: what one device must hold, before dtypes are known."""
 
-    params: int
+    params: int  # that are trained
+    frozen: int  # and the others
     repeats: tuple[RepeatMemory, ...]
     rest: Saved
     rest_unfused: Saved
     logits: int
     losses: tuple[LossMemory, ...]
     moments: int
+    single_moment: int  # parameters that have one moment and not two
     flops_per_token: int  # forward; causal attention counted as the half that it needs
     flops_per_token_full: int  # forward; attention counted in full, as torch counts it
 
@@ -96,14 +99,18 @@ def memory(graph: Graph, recipe: TrainRecipe, terms: tuple[Term, ...] = ()) -> M
     )
     full, causal = flops(graph, recipe.length, lengths=recipe.lengths)
     length = positions(graph, recipe)
+    partly = any(group.lora or group.frozen for group in recipe.groups)
+    trained, frozen = trained_and_frozen(graph, recipe.groups) if partly else (total_parameters(graph), 0)
     return Memory(
-        params=total_parameters(graph),
+        params=trained,
+        frozen=frozen,
         repeats=tuple(repeats),
         rest=top.total(),
         rest_unfused=unfused.total(),
         logits=logits,
         losses=tuple(_loss(one, recipe, sizes) for one in maps),
         moments=1 if recipe.optimizer.name == "lion" else 2,
+        single_moment=hidden_parameters(graph) if recipe.optimizer.name == "muon" else 0,
         flops_per_token=causal // length,
         flops_per_token_full=full // length,
     )

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from dskc.dsl import syntax as s
 from dskc.dsl.diagnostics import Diagnostic, Diagnostics, Mark
+from dskc.dsl.dims import Dim
 from dskc.dsl.numbers import show_number
 from dskc.dsl.source import Span
 from dskc.dsl.suggest import did_you_mean
@@ -15,12 +16,14 @@ from ..arguments import Binder
 from ..builder import Builder
 from ..evaluate import Evaluator
 from ..frame import Frame, Shared
-from ..ir import Graph, walk
+from ..ir import Axis, Graph, walk
 from ..ops.routing import BalanceBias
 from ..program import Program, Said, Scope, SectionSource
 from ..ranges import check_ranges
-from ..recipe import PlanRecipe, Precision, ServeRecipe, Term, TrainRecipe
+from ..recipe import Group, PlanRecipe, Precision, Ramp, ServeRecipe, Term, TrainRecipe
 from ..sections import (
+    GROUP_KEYS,
+    GROUPS,
     INITS,
     MINIMUM_ONE,
     OBJECTIVE,
@@ -33,6 +36,7 @@ from ..sections import (
 )
 from ..signature import Kind, Parameter, Record
 from ..values import POISON, Expressed
+from .groups import has_linear, places, places_beside
 from .legality import check_plan, plan_device
 from .objective import Objective
 
@@ -42,6 +46,7 @@ DEFAULT_LENGTH = 1024
 SEQUENCE = "S"  # the dim of the data that a recipe always has a size of
 STOCHASTIC = "stochastic"
 BALANCE_SPEED = 1e-3  # arXiv:2412.19437, section 4.2
+_GROUP_ORDER = ("rate", "decay", "init", "fp8", "lora", "frozen")
 UNSAID_TOKENS = 100_000_000  # of a recipe that is written down, but says nothing of `tokens`
 
 
@@ -132,13 +137,14 @@ class _Reader:
         if objective is None:
             return None
         precision = _precision(values, base.precision)
-        self._check_rounding(section, precision)
+        self._check_precision(section, precision)
+        sequences = _first_int(values, "batch.sequences") or base.sequences
         return TrainRecipe(
             name=section.name,
             model=graph.name,
             objective=objective,
             tokens=_first_int(values, "tokens") or UNSAID_TOKENS,
-            sequences=_first_int(values, "batch.sequences") or base.sequences,
+            sequences=sequences,
             length=lengths.pop(SEQUENCE, base.length),
             lengths=tuple(lengths.items()),
             microbatch=_first_int(values, "batch.microbatch"),
@@ -150,6 +156,8 @@ class _Reader:
             save_keep=_first_int(values, "save.keep") or base.save_keep,
             balance_speed=self._balance_speed(section, values, graph),
             doc=section.item.doc,
+            groups=self._groups(section, graph),
+            ramp=self._ramp(section, values, sequences),
         )
 
     def plan(self, section: SectionSource, trains: dict[str, TrainRecipe]) -> PlanRecipe | None:
@@ -175,8 +183,8 @@ class _Reader:
             recompute=str(values.get("memory.recompute") or "auto"),
             precision=_precision(values, Precision()),
         )
-        if train is not None and plan.precision.rounding is not None:
-            self._check_rounding(section, plan.precision.over(train.precision))
+        if train is not None and (plan.precision.rounding or plan.precision.master):
+            self._check_precision(section, plan.precision.over(train.precision))
         check_plan(section, plan, graph, train, self.problems)
         return plan if train else None
 
@@ -227,6 +235,8 @@ class _Reader:
         for key, said in section.settings.items():
             if key in extra or (key.startswith("batch.") and key[6:7].isupper()):
                 continue
+            if key.startswith(f"{GROUPS}.") and table is TRAIN_KEYS:
+                continue
             if key not in table:
                 head = key.split(".")[0]
                 known = any(name.split(".")[0] == head for name in (*table, *extra))
@@ -234,27 +244,34 @@ class _Reader:
                     self._unknown_key(key, said, table, extra, section)
                 unknown.add(head)
                 continue
-            frame = self._frame(said.scope, graph)
-            value = self.binder.value(table[key], said.value, frame)
-            if value is POISON:
-                continue
-            if said.patches:
-                value = self._patched(table[key], value, said)
-            if isinstance(value, Fraction) and not self._fits(key, value, said):
-                continue
-            if isinstance(value, Record):
-                check_ranges(value, said, self.problems)
-            values[key] = value
+            value = self._value(table[key], key, said, graph)
+            if value is not POISON:
+                values[key] = value
         return values
 
+    def _value(self, parameter: Parameter, key: str, said: Said, graph: Graph | None) -> Expressed:
+        """What is said of a key, as what the key takes; POISON where it was reported that it is not."""
+        value = self.binder.value(parameter, said.value, self._frame(said.scope, graph))
+        if value is not POISON and said.patches:
+            value = self._patched(parameter, value, said)
+        if isinstance(value, Fraction) and not self._fits(key, value, said):
+            return POISON
+        if isinstance(value, Record):
+            check_ranges(value, said, self.problems)
+        return value
+
     def _frame(self, scope: Scope, graph: Graph | None) -> Frame:
-        return Frame(Shared(self.problems, graph.sizes if graph else {}), scope, Builder(""))
+        """Where settings stand: the model's dims may be in them, by what they are worth."""
+        sizes = graph.sizes if graph else {}
+        dims: dict[str, Axis | None] = {name: Axis(name, Dim.of(size)) for name, size in sizes.items()}
+        shared = Shared(self.problems, sizes, unread_dims=graph is None)
+        return Frame(shared, scope, Builder(""), dims=dims)
 
     def _unknown_key(
         self, key: str, said: Said, table: dict[str, Parameter], extra: tuple[str, ...], section: SectionSource
     ) -> None:
         head = key.split(".")[0]
-        heads = {k.split(".")[0] for k in table} | set(extra)
+        heads = {k.split(".")[0] for k in table} | set(extra) | ({GROUPS} if table is TRAIN_KEYS else set())
         inside = [k.split(".", 1)[1] for k in table if k.startswith(f"{head}.")]
         word = type(section.item).__name__.lower()
         if head in heads and inside and "." in key:
@@ -288,6 +305,9 @@ class _Reader:
         if (key in MINIMUM_ONE or key.startswith("mesh.")) and value < 1:
             self._report("DSK0131", f"`{key}` is at least 1", node.span, f"this is {show_number(value)}")
             return False
+        if key in GROUP_KEYS and value < 0:
+            self._report("DSK0131", f"`{key}` is 0 or more", node.span, f"this is {show_number(value)}")
+            return False
         return True
 
     def _balance_speed(self, section: SectionSource, values: dict[str, Expressed], graph: Graph) -> float | None:
@@ -302,11 +322,74 @@ class _Reader:
             self._report("DSK0170", title, said.key.span, "it stands in routers: `top_k(.., bias: balance_bias(X))`")
         return float(value)
 
-    def _check_rounding(self, section: SectionSource, precision: Precision) -> None:
-        if precision.rounding == STOCHASTIC and not precision.rounds:
-            title = "`stochastic` rounding has nothing to round: parameters and optimizer states are in fp32"
-            label = "it goes with `params = bf16` or `optimizer = bf16`, in the same `precision`"
-            self._report("DSK0170", title, section.settings["precision.rounding"].key.span, label)
+    def _check_precision(self, section: SectionSource, precision: Precision) -> None:
+        rounding, master = (section.settings.get(f"precision.{key}") for key in ("rounding", "master"))
+        if precision.rounding == STOCHASTIC and not precision.rounds and rounding is not None:
+            title = "`stochastic` rounding has nothing to round: what the optimizer writes is in fp32"
+            label = "it goes with `params = bf16` without a master, or `optimizer = bf16`, in the same `precision`"
+            self._report("DSK0170", title, rounding.key.span, label)
+        if precision.master and precision.params == precision.master and master is not None:
+            title = f"`master = {precision.master}` copies parameters that are in {precision.params} already"
+            self._report("DSK0170", title, master.key.span, "it goes with `params = bf16`, in the same `precision`")
+
+    def _groups(self, section: SectionSource, graph: Graph) -> tuple[Group, ...]:
+        """What a recipe trains otherwise, the shortest paths first."""
+        found: dict[str, dict[str, Expressed]] = {}
+        for key, said in section.settings.items():
+            head, _, rest = key.partition(".")
+            path, _, last = rest.rpartition(".")
+            if head == GROUPS and last in GROUP_KEYS and path:
+                found.setdefault(path, {})[last] = self._value(GROUP_KEYS[last], last, said, graph)
+            elif head == GROUPS:
+                near = did_you_mean(last, list(GROUP_KEYS))
+                label = f"did you mean `{near}`?" if near else f"it has {', '.join(GROUP_KEYS)}, under a path"
+                self._report("DSK0170", f"a group has no key `{last or key}`", said.key.span, label)
+        made = [self._group(section, graph, path, values) for path, values in found.items()]
+        return tuple(sorted((group for group in made if group), key=lambda group: group.paths[0].count(".")))
+
+    def _group(self, section: SectionSource, graph: Graph, path: str, values: dict[str, Expressed]) -> Group | None:
+        names = places(graph, path)
+        if not names:
+            near = did_you_mean(path, alike := places_beside(graph, path))
+            label = f"did you mean `{near}`?" if near else f"it has {', '.join(alike[:8])}"
+            said = next(said for key, said in section.settings.items() if key.startswith(f"{GROUPS}.{path}."))
+            span = section.sections.get(f"{GROUPS}.{path}", said.key.span)
+            self._report("DSK0170", f"`{graph.name}` has no parameters under `{path}`", span, label)
+            return None
+        rate, decay, init, fp8, lora, frozen = (values.get(key) for key in _GROUP_ORDER)
+        for key, why in (
+            ("fp8", "experts, embeddings and norms keep the compute dtype"),
+            ("lora", "adapters stand beside linear layers; heads, experts and embeddings have none"),
+        ):
+            if values.get(key) is not None and not has_linear(graph, names, heads=key == "fp8"):
+                said = section.settings[f"{GROUPS}.{path}.{key}"]
+                self._report("DSK0170", f"`{path}` of `{graph.name}` has no linear layers for this", said.key.span, why)
+        return Group(
+            names,
+            rate if isinstance(rate, Fraction) else Fraction(1),
+            decay if isinstance(decay, Fraction) else None,
+            init if isinstance(init, Record) else None,
+            lora if isinstance(lora, Record) else None,
+            frozen if isinstance(frozen, bool) else None,
+            fp8 if isinstance(fp8, str) else None,
+        )
+
+    def _ramp(self, section: SectionSource, values: dict[str, Expressed], sequences: int) -> Ramp | None:
+        record = _record(values, "batch.ramp")
+        if record is None:
+            return None
+        start, over = record["start"], record["over"]
+        by = start if record["by"] is None else record["by"]
+        if not (isinstance(start, Fraction) and isinstance(by, Fraction) and isinstance(over, Fraction)):
+            return None
+        if start < 1 or by < 1 or not 0 < over < 1:
+            return None  # reported
+        if start >= sequences or (sequences - start) % by:
+            title = f"a ramp from {start} by {by} does not reach {sequences} sequences"
+            label = f"`sequences` less `start` must be a multiple of {by}"
+            self._report("DSK0131", title, section.settings["batch.ramp"].value.span, label)
+            return None
+        return Ramp(int(start), int(by), over)
 
     def _lengths(self, section: SectionSource, graph: Graph) -> dict[str, int]:
         """The sizes that a recipe gives to dims of the data, by name."""

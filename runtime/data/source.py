@@ -30,6 +30,11 @@ class Source(Protocol):
         """Rows in an epoch."""
         ...
 
+    @property
+    def positions(self) -> int:
+        """Of a row, in the model's sequence, with padding."""
+        ...
+
     def filled(self, rows: int) -> int:
         """Positions in the model's sequence of the first so many rows since training began, without padding."""
         ...
@@ -62,6 +67,10 @@ class TextSource:
     def count(self) -> int:
         return self.loader.count
 
+    @property
+    def positions(self) -> int:
+        return self.length
+
     def filled(self, rows: int) -> int:
         return self.loader.filled(rows)
 
@@ -71,7 +80,7 @@ class TextSource:
     def held_out(self, most: int, microbatch: int) -> Iterator[Batch]:
         end = self.tokens.manifest.end
         sequences = pack_sequences(self.tokens.held, self.length, end, self.packing, rest=True)
-        index = evenly(sequences.count, max(1, most // self.length))
+        index = evenly(sequences.count, max(1, most // self.positions))
         for start in range(0, len(index), microbatch):
             yield self._as_input(sequences.take(index[start : start + microbatch]))
 
@@ -99,6 +108,10 @@ class RecordSource:
     def count(self) -> int:
         return len(self.records.train)
 
+    @property
+    def positions(self) -> int:
+        return self.records.positions
+
     def filled(self, rows: int) -> int:
         return rows * self.records.positions
 
@@ -107,7 +120,7 @@ class RecordSource:
 
     def held_out(self, most: int, microbatch: int) -> Iterator[Batch]:
         held = self.records.held
-        index = held[evenly(len(held), max(1, most // self.records.positions))]
+        index = held[evenly(len(held), max(1, most // self.positions))]
         for start in range(0, len(index), microbatch):
             yield self._pick(index[start : start + microbatch])
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from . import check
 from .fused import FusedAdamW, fits
-from .optimizer import Optimizer, groups, trainable
-from .rounding import MEAN, PARAMETER, SQUARE, Draw, assign, check_rounding, draw_seed, number_of
+from .groups import Group, parameter_groups
+from .optimizer import Optimizer, masters, trainable
+from .rounding import MEAN, SQUARE, Draw, assign, assign_parameter, check_rounding, draw_seed, number_of
 
 
 class AdamW(Optimizer):
@@ -19,30 +20,36 @@ class AdamW(Optimizer):
     Elsewhere through torch's own (fused where it can be: CUDA, and float32 on a CPU). state_dtype: of the two moments;
     that of each parameter when None. Where it differs from the parameters' the update is computed in float32 by a loop
     over parameters, with torch's formula. rounding: of bf16 parameters and moments; "stochastic" rounds up as often as
-    what is cut is large, drawn from torch's generator (one number a step), and is computed in float32 too.
+    what is cut is large, drawn from torch's generator (one number a step), and is computed in float32 too. groups: what
+    has another rate or decay. master: keep each parameter in float32 among its states as well; that is what is updated,
+    and the parameter is what it rounds to.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Mapping[str, nn.Parameter],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         decay: float = 0.1,
         state_dtype: torch.dtype | None = None,
         rounding: str = "nearest",
+        groups: Sequence[Group] = (),
+        master: bool = False,
     ) -> None:
         check.rate(lr)
         check.coefficients(betas)
         check.between(eps, 0, 1, "eps")
         self.parameters = trainable(model)
-        own = groups(self.parameters, decay)
+        own = parameter_groups(self.parameters, decay, groups)
         parameters = list(self.parameters.values())
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
         how = check_rounding(rounding)
         if fits(parameters, state_dtype):
             self.inner = FusedAdamW(own, defaults, self.parameters, how)
-        elif how == "nearest" and all(state_dtype in (None, parameter.dtype) for parameter in parameters):
+        elif (
+            how == "nearest" and not master and all(state_dtype in (None, parameter.dtype) for parameter in parameters)
+        ):
             fused = all(_fusable(parameter) for parameter in parameters)
             self.inner = torch.optim.AdamW(own, lr=lr, betas=betas, eps=eps, fused=fused)
         else:
@@ -57,7 +64,7 @@ class AdamW(Optimizer):
                 "step": torch.zeros((), dtype=torch.float32, device=at),
                 "exp_avg": torch.zeros_like(parameter, dtype=dtype),
                 "exp_avg_sq": torch.zeros_like(parameter, dtype=dtype),
-            }
+            } | masters(parameter, master)
 
 
 def _fusable(parameter: Tensor) -> bool:
@@ -65,7 +72,7 @@ def _fusable(parameter: Tensor) -> bool:
 
 
 class _MixedAdamW(torch.optim.Optimizer):
-    """AdamW for moments in another dtype than their parameters: read, updated in float32, and rounded back.
+    """AdamW for masters, and moments in another dtype than their parameters: read, updated in float32, rounded back.
 
     numbers: of parameters, for the draws of stochastic rounding; rounded to the nearest without them.
     """
@@ -103,8 +110,8 @@ def _update(
     mean = mean.lerp(grad, 1 - first)
     square = square.mul(second).addcmul(grad, grad, value=1 - second)
     root = square.sqrt().div_((1 - second**step) ** 0.5).add_(eps)
-    value = parameter.float().mul(1 - lr * decay)
+    value = state.get("master", parameter).float().mul(1 - lr * decay)
     value = value.addcdiv(mean, root, value=-lr / (1 - first**step))
-    assign(parameter, value, PARAMETER, draw)
+    assign_parameter(parameter, value, state, draw)
     assign(state["exp_avg"], mean, MEAN, draw)
     assign(state["exp_avg_sq"], square, SQUARE, draw)

@@ -23,9 +23,10 @@ class Balance:
         self._restart()
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Move all biases, and count anew."""
-        if not self.routers:
+    def step(self, taken: bool = True) -> None:
+        """Move all biases, and count anew. taken: whether the optimizer's step was; if not, no bias moves either."""
+        if not self.routers or not taken:
+            self._restart()
             return
         loads = [router.load for router in self.routers]
         if dist.is_available() and dist.is_initialized():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..kernels import kernels_in_use, use_kernels
 from ..kernels.optimizer import steps
+from .clip import guarded
 from .rounding import draw_seed, number_of
 
 
@@ -36,6 +37,7 @@ class Settings:
     betas: tuple[float, float]
     eps: float
     step: int
+    master: bool
 
 
 class Fused(torch.optim.Optimizer):
@@ -64,11 +66,15 @@ class Fused(torch.optim.Optimizer):
         with use_kernels("triton"):  # that they run was settled when states were made
             self._launch_all(seed)
 
-    def measure(self, grads: Sequence[Tensor], most: float | None) -> Tensor:
-        """The norm of gradients; `factor` becomes what makes it at most `most`, None for no bound."""
+    def measure(
+        self, grads: Sequence[Tensor], most: float | None, guard: Tensor | None = None, times: float = 1.0
+    ) -> Tensor:
+        """The norm of gradients that are `times` too large, not a number when `guard` is not finite; `factor` becomes
+        what makes it at most `most`, None for no bound.
+        """
         with use_kernels("triton"):
-            norm = steps.gradient_norm(grads)
-        self.factor = steps.clip_factor(norm, math.inf if most is None else most)
+            norm = guarded(steps.gradient_norm(grads), guard) / times
+        self.factor = steps.clip_factor(norm, math.inf if most is None else most) / times
         return norm
 
     def _launch_all(self, seed: int) -> None:
@@ -77,7 +83,11 @@ class Fused(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     found = Settings(
-                        float(group["lr"]), group["betas"], group.get("eps", 0.0), self.count(parameter) + 1
+                        float(group["lr"]),
+                        group["betas"],
+                        group.get("eps", 0.0),
+                        self.count(parameter) + 1,
+                        "master" in self.state[parameter],
                     )
                     alike.setdefault(found, []).append((parameter, parameter.grad, group["weight_decay"]))
         for settings, members in alike.items():
@@ -111,6 +121,10 @@ class Fused(torch.optim.Optimizer):
         """The state of this name of each parameter."""
         return [self.state[parameter][name] for parameter in parameters]
 
+    def masters(self, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
+        """Those of parameters that are updated by one call, which all have one or none."""
+        return self.states("master", parameters) if "master" in self.state[parameters[0]] else None
+
 
 class FusedAdamW(Fused):
     """States are those of `torch.optim.AdamW`, with steps counted on the CPU."""
@@ -126,7 +140,7 @@ class FusedAdamW(Fused):
         self, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor], settings: Settings, told: Told
     ) -> None:
         means, squares = self.states("exp_avg", parameters), self.states("exp_avg_sq", parameters)
-        steps.adamw_step(parameters, grads, means, squares, eps=settings.eps, **told)
+        steps.adamw_step(parameters, grads, means, squares, eps=settings.eps, masters=self.masters(parameters), **told)
         torch._foreach_add_(self.states("step", parameters), 1)
 
 
@@ -139,7 +153,8 @@ class FusedLion(Fused):
     def launch(
         self, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor], settings: Settings, told: Told
     ) -> None:
-        steps.lion_step(parameters, grads, self.states("exp_avg", parameters), **told)
+        means = self.states("exp_avg", parameters)
+        steps.lion_step(parameters, grads, means, masters=self.masters(parameters), **told)
 
 
 def fits(parameters: Sequence[nn.Parameter], state_dtype: torch.dtype | None) -> bool:

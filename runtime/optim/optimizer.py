@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..problem import Problem
 from . import check
-from .clip import clip_gradients, not_finite
+from .clip import NotFinite, measure, not_finite, scale
 from .fused import Fused
 
 States = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
@@ -18,50 +18,75 @@ States = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
 class Optimizer:
     """An optimizer over a torch one, or over kernels where they run when it is made; their states are the same.
 
-    Weight decay is for matrices (two axes or more): norms and biases have none. States exist from the beginning, so
-    that memory is known before the first step and a checkpoint has somewhere to be read into.
+    Weight decay is for matrices (two axes or more): norms and biases have none, unless a `Group` says otherwise. States
+    exist from the beginning, so that memory is known before the first step and a checkpoint has somewhere to be read
+    into.
     """
 
     inner: torch.optim.Optimizer
     parameters: dict[str, nn.Parameter]
+    guard: Tensor | None = None  # a scalar on the device, such as the loss: the next step needs it to be finite, too
+    scale: float = 1.0  # how many times too large gradients are, since the loss was: `clip` and `step` divide by it
+    skipped: NotFinite | None = None  # why the last step changed nothing; None when it was taken
     _norm: Tensor | None = None  # of the gradients that the next step clips
 
     @torch.no_grad()
     def clip(self, most: float | None) -> Tensor:
         """The 2-norm of all gradients, which the next step scales so that it is at most `most` (None: does not).
 
-        As `clip` of this package, but where kernels step the gradients stay as they are: the step multiplies them as it
-        reads them, in fp32, and it is the step that raises Problem when the norm is not finite.
+        Where kernels step the gradients stay as they are: the step multiplies them as it reads them, in fp32. Where the
+        norm or `guard` is not finite, what is returned is neither, and the next step changes nothing.
         """
         grads = self._gradients()
-        if not isinstance(self.inner, Fused) or not grads:
-            return clip_gradients(grads, most)
         check.most(most)
-        self._norm = self.inner.measure(list(grads.values()), most)
+        if not grads:
+            return torch.zeros(())
+        if self._fused is not None:
+            self._norm = self._fused.measure(list(grads.values()), most, self.guard, self.scale)
+        else:
+            self._norm = measure(grads, self.guard) / self.scale
+            if self._norm.isfinite():  # waits for the device, as reporting the norm would
+                scale(grads, self._norm, most, self.scale)
         return self._norm
 
-    def step(self, rate: float) -> None:
-        """Update all parameters at this learning rate, and drop the gradients.
+    def step(self, rate: float) -> bool:
+        """Update all parameters at this learning rate, and drop the gradients. Returns whether it did: when the norm
+        that `clip` gave is not finite no parameter and no state changes, and `skipped` says why.
 
-        Raises Problem when the rate is not finite or negative, when a gradient is sparse, and when the norm that `clip`
-        measured is not finite: then no parameter and no state has changed, and the gradients are there.
+        Raises Problem when the rate is not finite or negative, and when a gradient is sparse.
         """
         check.rate(rate)
-        self._gradients()
-        for group in self.inner.param_groups:
-            group["lr"] = rate
-        self.inner.step()
-        self._look()
-        self.inner.zero_grad(set_to_none=True)
+        grads = self._gradients()
+        if self.scale != 1.0 and self._norm is None:
+            self.clip(None)
+        taken = self._take(rate, self._norm)
+        self.skipped = None if taken else not_finite(grads)
+        self._norm = self.guard = None
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return taken
 
-    def _look(self) -> None:
-        """Waits for the device, as reporting the norm would, when all its work is queued."""
-        norm, self._norm = self._norm, None
-        if isinstance(self.inner, Fused) and norm is not None:
-            self.inner.factor = None
-            if not norm.isfinite():
-                self.inner.take_back()
-                raise not_finite(self._gradients())
+    def _take(self, rate: float, norm: Tensor | None) -> bool:
+        """The step itself. Kernels are queued before the norm is looked at, which waits for the device as reporting it
+        would.
+        """
+        if self._fused is None and norm is not None and not norm.isfinite():
+            return False
+        for group in self.inner.param_groups:
+            group["lr"] = rate * group["share"]
+        self.inner.step()
+        if self._fused is None or norm is None:
+            return True
+        self._fused.factor = None
+        if norm.isfinite():
+            return True
+        self._fused.take_back()
+        return False
+
+    @property
+    def _fused(self) -> Fused | None:
+        """What measures norms by kernels, where they run."""
+        return self.inner if isinstance(self.inner, Fused) else None
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
@@ -90,22 +115,17 @@ class Optimizer:
                 tensor.copy_(states[name][key])
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters to train by name, a shared one once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def trainable(model: nn.Module | Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The parameters to train by name, a shared one once. model: or some of its parameters by name."""
+    named = model.named_parameters() if isinstance(model, nn.Module) else model.items()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
-def groups(parameters: Mapping[str, nn.Parameter], decay: float) -> list[dict[str, list[nn.Parameter] | float]]:
-    """Parameter groups for torch: matrices with weight decay, norms and biases without."""
-    check.between(decay, 0, 1e4, "weight decay")
-    matrices = [parameter for name, parameter in parameters.items() if _decays(name, parameter)]
-    others = [parameter for name, parameter in parameters.items() if not _decays(name, parameter)]
-    found = ((matrices, decay), (others, 0.0))
-    return [{"params": params, "weight_decay": weight_decay} for params, weight_decay in found if params]
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and name.rpartition(".")[2] != "bias"  # biases of stacked experts have two axes
+def masters(parameter: nn.Parameter, kept: bool) -> dict[str, Tensor]:
+    """The state that a parameter has in float32 beside itself: none unless it is kept, or in float32 itself."""
+    if not kept or parameter.dtype == torch.float32:
+        return {}
+    return {"master": parameter.detach().to(torch.float32, copy=True)}
 
 
 def _differ(own: object, given: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast, get_args
 
@@ -79,3 +80,11 @@ def assign(target: Tensor, value: Tensor, kind: int, draw: Draw | None) -> None:
     """`target = value`, which is fp32: stochastically to bf16 with a draw, else to the nearest."""
     stochastic = draw is not None and target.dtype == torch.bfloat16 and target.numel() > 0
     target.copy_(draw.rounded(value, kind) if draw is not None and stochastic else value)
+
+
+def assign_parameter(parameter: Tensor, value: Tensor, state: Mapping[str, Tensor], draw: Draw | None) -> None:
+    """`parameter = value`, which is fp32. A parameter with a `master` is what that rounds to, to the nearest."""
+    if "master" in state:
+        state["master"].copy_(value)
+        draw = None
+    assign(parameter, value, PARAMETER, draw)

@@ -52,15 +52,25 @@ def steps(
     return _warmed(peak, warmup, steps, after)
 
 
-def constant(peak: float, warmup: int, steps: int, decay: float = 0.0) -> Schedule:
-    """The peak, then for the last `decay` share of all steps linearly towards 0 (arXiv:2405.18392); the last is above
-    0.
+def constant(
+    peak: float, warmup: int, steps: int, decay: float = 0.0, shape: str = "linear", floor: float = 0.0
+) -> Schedule:
+    """The peak, then in the last `decay` share of all steps down to `floor` times it, which the step after the last
+    would have (WSD: arXiv:2404.06395; its shapes: arXiv:2405.18392, section 4.2).
+
+    shape: of the fall, over the share of it that has passed: "linear", or "root", which is 1 less its square root.
     """
     check.between(decay, 0, 1, "the decaying share of the schedule")
+    check.between(floor, 0, 1, "the floor of the schedule")
+    if shape not in ("linear", "root"):
+        raise Problem(f"the schedule falls in the shape {shape!r}", "it is `linear` or `root`")
     falling = round(decay * steps)
 
     def after(step: int) -> float:
-        return 1.0 if step < steps - falling else max(0, steps - step) / (falling + 1)
+        if step < steps - falling:
+            return 1.0
+        passed = min(1.0, (step - (steps - falling) + 1) / (falling + 1))
+        return floor + (1 - floor) * (1 - (passed if shape == "linear" else math.sqrt(passed)))
 
     return _warmed(peak, warmup, steps, after)
 

@@ -92,6 +92,12 @@ def stream(
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dskc generate", description="Continue a text with a trained model.")
     parser.add_argument("run", metavar="RUN", help="the folder of a run, as given to --out")
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="last|best|N",
+        help="which one: the last, that with the least held-out loss, or that of step N (last)",
+    )
     parser.add_argument("--prompt", default="", help="the text to continue; empty starts a new one")
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="stop after N tokens (200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (0.8)")
@@ -114,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choose_kernels(options.kernels)
     from ..train import load_model  # the trainer's package, which only a run folder needs
 
-    model, serve, tokenizer = load_model(options.run, device=options.device)
+    model, serve, tokenizer = load_model(options.run, options.checkpoint, options.device)
     if tokenizer is None:
         raise Problem(f"{options.run} has no tokenizer.json", help="copy the model's tokenizer.json into the folder")
     sys.stdout.write(options.prompt)

@@ -1,5 +1,6 @@
 """The training runtime: what a generated `train.py` is written in terms of."""
 
+from ..adapter import Lora
 from ..data.batch import Batch
 from ..data.fields import Input, Task
 from .checkpoint import write_checkpoint
@@ -7,7 +8,7 @@ from .folder import create_run_folder
 from .ledger import Ledger, LinearLoss, Repeat, Saved
 from .load import load_model, load_weights
 from .options import Options, parse_options
-from .recipe import Plan, Precision, Recipe
+from .recipe import Plan, Precision, Ramp, Recipe
 from .run import Run
 from .stop import stop_on_problem
 
@@ -16,9 +17,11 @@ __all__ = [
     "Input",
     "Ledger",
     "LinearLoss",
+    "Lora",
     "Options",
     "Plan",
     "Precision",
+    "Ramp",
     "Recipe",
     "Repeat",
     "Run",

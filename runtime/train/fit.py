@@ -64,15 +64,15 @@ def smallest(ledger: Ledger, recipe: Recipe, precision: Precision, plan: Plan, d
 def candidates(recipe: Recipe, plan: Plan, device_type: str) -> list[int]:
     """The microbatches to try, large to small: divisors of the batch, so that all passes of a step are equal."""
     if plan.microbatch is not None:
-        if plan.microbatch < 1 or recipe.sequences % plan.microbatch:
-            fitting = ", ".join(str(n) for n in _divisors(recipe.sequences))
+        if plan.microbatch < 1 or recipe.divisor % plan.microbatch:
+            fitting = ", ".join(str(n) for n in _divisors(recipe.divisor))
             raise Problem(
                 f"a microbatch of {plan.microbatch} does not divide the batch of {recipe.sequences} sequences",
                 f"it can be {fitting}",
             )
         return [plan.microbatch]
     most = max(1, MOST[device_type] // recipe.length)
-    return [n for n in reversed(_divisors(recipe.sequences)) if n <= most]
+    return [n for n in reversed(_divisors(recipe.divisor)) if n <= most]
 
 
 def refusal(fit: Fit, available: int, where: str, others: list[str]) -> Problem:

@@ -50,6 +50,7 @@ class Facts:
     threads: int = 0
     deterministic: bool = False
     kernels: str = "auto"
+    base: str = ""  # the run whose weights it began with
     sources: tuple[str, ...] = (TEXT,)
     mix: tuple[int, ...] = (1,)
     unit: int = 0

@@ -68,11 +68,11 @@ class Ledger:
     """What the compiler knows of a model's memory, in elements; all activations for one sequence of the recipe's
     length.
 
-    params: trainable elements in all. rest: saved outside of the repeats, without the loss; rest_unfused: the same
-    where kernels do not run. logits: elements that the loss is computed from; loss_kernel: by a kernel, which holds
-    nothing but these and their gradients; losses: of which logits it holds not even these.
-    optimizer_moments: states per parameter (AdamW 2, Lion 1). buffers: bytes. flops_per_token: forward, attention
-    counted causally.
+    params: trainable elements in all; frozen: the others. rest: saved outside of the repeats, without the loss;
+    rest_unfused: the same where kernels do not run. logits: elements that the loss is computed from; loss_kernel: by a
+    kernel, which holds nothing but these and their gradients; losses: of which logits it holds not even these.
+    optimizer_moments: states per parameter (AdamW 2, Lion 1); single_moment: parameters that have one and not two, as
+    Muon's have. buffers: bytes. flops_per_token: forward, attention counted causally.
     """
 
     params: int
@@ -80,6 +80,8 @@ class Ledger:
     rest: Saved = Saved()
     logits: int = 0
     optimizer_moments: int = 2
+    single_moment: int = 0
+    frozen: int = 0
     buffers: int = 0
     flops_per_token: int = 0
     rest_unfused: Saved | None = None
@@ -114,7 +116,7 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     accumulated: gradients of earlier passes are there all the time; else they come as what was saved goes.
     """
     assert 0 <= recompute <= ledger.layers, f"{recompute} of {ledger.layers} layers recomputed"
-    params, moments = ledger.params, ledger.params * ledger.optimizer_moments
+    params, moments = ledger.params, ledger.params * ledger.optimizer_moments - ledger.single_moment
     gradients = params * _width(precision.params)
     kept = _keep(ledger, precision, microbatch, recompute)
     loss = _loss(ledger, precision, microbatch)
@@ -122,16 +124,18 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     beyond = max(0, later - kept.saved - kept.cast - loss.bytes)
     activations = kept.throughout + kept.saved
     found = [
-        Row("parameters", gradients, f"{params:,} in {precision.params}"),
+        Row("parameters", gradients + ledger.frozen * _width(precision.params), _parameters(ledger, precision)),
         Row("gradients", gradients, f"as many in {precision.params}")
         if accumulated
         else Row("gradients", beyond, f"of {size(gradients)}, which take the place of activations"),
         Row(
             "optimizer states",
             moments * _width(precision.optimizer),
-            f"{ledger.optimizer_moments} a parameter in {precision.optimizer}",
+            f"{moments / max(1, params):.3g} a parameter in {precision.optimizer}",
         ),
     ]
+    if precision.master is not None and precision.master != precision.params:
+        found.append(Row("master weights", params * _width(precision.master), f"as many in {precision.master}"))
     if ledger.buffers:
         found.append(Row("buffers", ledger.buffers, ""))
     if kept.cast:
@@ -143,6 +147,11 @@ def rows(ledger: Ledger, precision: Precision, microbatch: int, recompute: int, 
     ]
     share = round(SHARE * total(found)) + LIBRARIES
     return [*found, Row("allocator and libraries", share, f"{SHARE:.0%} and {LIBRARIES // MIB} MiB")]
+
+
+def _parameters(ledger: Ledger, precision: Precision) -> str:
+    frozen = f", {ledger.frozen:,} of them frozen" if ledger.frozen else ""
+    return f"{ledger.params + ledger.frozen:,} in {precision.params}{frozen}"
 
 
 def _loss(ledger: Ledger, precision: Precision, microbatch: int) -> Row:
@@ -194,7 +203,7 @@ class _Kept:
 
 
 def _keep(ledger: Ledger, precision: Precision, microbatch: int, recompute: int) -> _Kept:
-    throughout, saved, again, cast = ledger.rest.size(precision), 0, 0, ledger.params
+    throughout, saved, again, cast = ledger.rest.size(precision), 0, 0, ledger.params + ledger.frozen
     for repeat in ledger.repeats:
         count = min(repeat.count, recompute)  # the first layers of all are recomputed
         recompute -= count

@@ -14,23 +14,26 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from ..adapter import merge
 from ..problem import Problem
-from .checkpoint import find_checkpoint, read_checkpoint, stored_dtype
+from .checkpoint import read_checkpoint, stored_dtype
 from .device import find_device
 from .folder import Facts, RunFolder
-from .recipe import dtype_of
+from .kept import Which, find_checkpoint
+from .recipe import Recipe, dtype_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_model(
-    run_folder: Path | str, step: int | None = None, device: str = "auto", dtype: torch.dtype | None = None
+    run_folder: Path | str, step: Which = None, device: str = "auto", dtype: torch.dtype | None = None
 ) -> tuple[nn.Module, ModuleType, Tokenizer | None]:
     """(model in eval mode, its `serve` module, its tokenizer if there is one) from a run's folder.
 
-    step: of the checkpoint, the last when None. dtype: of parameters and computing; when None, parameters as they were
-    saved, computing as the run did. The generated code is the run's own copy. Raises Problem when the folder is no
-    run, has no whole checkpoint, or code and checkpoint do not match.
+    step: of the checkpoint; the last when None, and `best` is the one with the least held-out loss. dtype: of
+    parameters and computing; when None, parameters as they were saved, computing as the run did. The generated code is
+    the run's own copy. Raises Problem when the folder is no run, has no whole checkpoint, or code and checkpoint do not
+    match.
     """
     folder = RunFolder(Path(run_folder))
     facts = _facts(folder)
@@ -44,7 +47,7 @@ def load_model(
 def load_weights(
     model_class: type[Model],
     run_folder: Path | str,
-    step: int | None = None,
+    step: Which = None,
     device: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> Model:
@@ -54,8 +57,22 @@ def load_weights(
     path, _ = find_checkpoint(folder.checkpoints, step)
     where = find_device(device)
     model = build_model(model_class, dtype or dtype_of(facts.precision.compute), dtype or stored_dtype(path), where)
-    read_checkpoint(path, {"model": model.state_dict()})
+    if facts.recipe is not None and facts.recipe.lora:
+        _read_adapted(model, facts, facts.recipe, path)
+    else:
+        read_checkpoint(path, {"model": model.state_dict()})
     return model.eval().requires_grad_(False)
+
+
+def _read_adapted(model: nn.Module, facts: Facts, recipe: Recipe, path: Path) -> None:
+    """The weights that adapters were trained beside, with what these came to added."""
+    from .start import adapt, read_base  # which load other runs by what is here
+
+    adapt(model, recipe, facts.seed)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    read_base(model, Path(facts.base), list(trained))
+    read_checkpoint(path, {"model": {name: value for name, value in model.state_dict().items() if name in trained}})
+    merge(model)
 
 
 def _facts(folder: RunFolder) -> Facts:

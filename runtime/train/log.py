@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from ..problem import Problem
+
+Line = dict[str, Any]  # numbers by their names; None for one that is not finite; `skipped` is a name
 
 
 @dataclass
@@ -24,17 +30,25 @@ class Log:
         os.replace(partial, path)
         return cls(path.open("a", encoding="utf-8"))
 
-    def write(self, line: dict[str, float]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+    def write(self, line: Line) -> None:
+        """Raises Problem when the disk does not take it."""
+        try:
+            self.file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise Problem(
+                f"{self.file.name} could not be written: {error.strerror or error}",
+                "make room on the disk, then go on from the last checkpoint with --resume",
+            ) from error
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # which `write` has told
+            self.file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, float]]:
+def read_lines(path: Path) -> list[Line]:
     """The lines of a log up to the first that is not whole; none when there is no file."""
-    found: list[dict[str, float]] = []
+    found: list[Line] = []
     if not path.exists():
         return found
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -46,3 +60,8 @@ def read_lines(path: Path) -> list[dict[str, float]]:
             break
         found.append(line)
     return found
+
+
+def _finite(line: Line) -> Line:
+    """What JSON has numbers for."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}

@@ -12,20 +12,24 @@ from ..data import DataSettings, Mixture, Source, TextSource
 from ..data.source import TEXT
 from ..kernels.choice import choose_kernels, kernels_in_use
 from ..problem import Problem
-from .checkpoint import Position, find_checkpoint
 from .device import available_memory, device_name, find_device, make_deterministic
 from .environment import environment
 from .fit import Fit, choose, refusal, smallest
 from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_json
+from .kept import Position, find_sound
 from .ledger import Ledger, table
 from .options import Options
 from .recipe import Plan, Precision, Recipe
+from .saver import settle
 from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources, require_same_settings
+from .start import base_of
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A run that may begin. staging: its folder while it is new. checkpoint, position: where it goes on from."""
+    """A run that may begin. staging: its folder while it is new. checkpoint, position: where it goes on from. damaged:
+    checkpoints that it does not go on from.
+    """
 
     folder: RunFolder
     facts: Facts
@@ -34,6 +38,7 @@ class Opened:
     staging: Staging | None = None
     checkpoint: Path | None = None
     position: Position | None = None
+    damaged: tuple[Path, ...] = ()
 
 
 def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
@@ -46,6 +51,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     precision = _precision(recipe, plan, options)
     if not options.data:
         raise Problem("there is nothing to train on", "name files or folders of text with --data")
+    base = _base(options, recipe)
     settings = replace(DataSettings(), **options.settings)
     given = find_data(options, recipe, settings)
     kernels = options.kernels or "auto"
@@ -69,6 +75,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         deterministic=options.deterministic,
         sources=given.names,
         unit=fit.microbatch,
+        base=str(base.path.resolve()) if base is not None else "",
         data=settings,
     )
     _introduce(facts, recipe, device)
@@ -78,7 +85,10 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     staging = Staging(options.out)
     try:
         folder = RunFolder(staging.path)
-        sources = prepare_sources(given, folder, recipe, options.tokenizer, facts.seed, settings.packing)
+        tokenizer = options.tokenizer
+        if tokenizer is None and base is not None and base.tokenizer.is_file():
+            tokenizer = base.tokenizer
+        sources = prepare_sources(given, folder, recipe, tokenizer, facts.seed, settings.packing)
         for source in sources:
             if isinstance(source, TextSource):
                 source.loader.require(recipe.sequences)
@@ -95,6 +105,18 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
     return Opened(RunFolder(options.out), facts, device, Mixture(sources, facts.mix, facts.unit), staging)
 
 
+def _base(options: Options, recipe: Recipe) -> RunFolder | None:
+    """The run whose weights are begun with, None where there is none. Raises Problem where the recipe needs one."""
+    if options.weights is not None:
+        return base_of(options.weights)
+    if recipe.lora:
+        raise Problem(
+            f"the recipe `{recipe.name}` trains adapters, and there are no weights to adapt",
+            "name a run with --weights, such as what `dskc import` makes",
+        )
+    return None
+
+
 def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path, trainer: str) -> Opened:
     """A run that goes on from its last checkpoint; what the options leave open stays as it was."""
     folder = RunFolder(options.out)
@@ -106,12 +128,15 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             f"--resume: {options.out} holds an imported model, not a training run", "begin one with another --out"
         )
     _require_same_spec(before, recipe, folder, package, trainer)
-    checkpoint, position = find_checkpoint(folder.checkpoints)
+    settle(folder.checkpoints)
+    checkpoint, position, damaged = find_sound(folder.checkpoints)
     if options.seed not in (None, before.seed):
         raise Problem(
             f"--seed {options.seed}: this run has seed {before.seed}, which cannot change on the way",
             "leave --seed out, or begin another run",
         )
+    if options.weights is not None:
+        raise Problem("--weights cannot change on the way", "leave it out with --resume, or begin another run")
     require_same_settings(options, before.data)
     device = find_device(options.device if options.device != "auto" else _same_device(before))
     if options.deterministic or before.deterministic:
@@ -148,6 +173,8 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     )
     _introduce(facts, recipe, device)
     _show(fit, device, plan)
+    for path, reason in damaged.items():
+        print(f"note: the checkpoint {path} is damaged, and an earlier one is used: {reason}", flush=True)
     print(f"going on after step {position.step:,} of {facts.steps:,} ({checkpoint})", flush=True)
     changed = [
         f"{field.name} {getattr(before, field.name)} -> {getattr(facts, field.name)}"
@@ -158,7 +185,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     if changed:
         print("note: not as before, so losses may differ from the unbroken run: " + ", ".join(changed), flush=True)
     data = Mixture(sources, facts.mix, facts.unit)
-    return Opened(folder, facts, device, data, checkpoint=checkpoint, position=position)
+    return Opened(folder, facts, device, data, checkpoint=checkpoint, position=position, damaged=tuple(damaged))
 
 
 def _plan(options: Options, name: str | None) -> tuple[str | None, Plan]:

@@ -33,6 +33,7 @@ class Options:
     precision: str | None = None
     plan: str | None = None
     tokenizer: Path | None = None
+    weights: Path | None = None
     microbatch: int | None = None
     deterministic: bool = False
     kernels: str | None = None
@@ -57,6 +58,7 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         precision=given.precision,
         plan=given.plan,
         tokenizer=given.tokenizer,
+        weights=given.weights,
         microbatch=given.microbatch,
         deterministic=given.deterministic,
         kernels=given.kernels,
@@ -106,13 +108,19 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: CUDA where there is any, else cpu)")
     add(
         "--precision",
-        choices=("fp32", "bf16"),
+        choices=("fp32", "bf16", "fp16"),
         help=f"of the forward pass (default: {recipe.precision.compute}, or the plan's); parameters and optimizer "
         "states stay as the plan or the recipe says",
     )
     names = ", ".join(plans) or "none"
     add("--plan", metavar="NAME", help=f"one of: {names}")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of training one on the text")
+    add(
+        "--weights",
+        type=Path,
+        metavar="RUN",
+        help="begin with the weights of this run, or of what `dskc import` made, and with its tokenizer",
+    )
     add(
         "--kernels",
         choices=("triton", "reference"),

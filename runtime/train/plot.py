@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .log import read_lines
+from .log import Line, read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def plot_loss(log: Path, to: Path, title: str, unigram_entropy: float | None = N
         from matplotlib.figure import Figure
     except ImportError:
         return "no loss plot: matplotlib is not installed (pip install 'dskc[plot]')"
-    lines = read_lines(log)
+    lines = [line for line in read_lines(log) if line["loss"] is not None]  # skipped steps may have none
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
     terms = sorted({key for line in lines for key in line if key.startswith(HELD) and not key.endswith(".loss")})
@@ -46,7 +46,7 @@ def plot_loss(log: Path, to: Path, title: str, unigram_entropy: float | None = N
     return None
 
 
-def _draw_loss(axes: Axes, lines: list[dict[str, float]]) -> None:
+def _draw_loss(axes: Axes, lines: list[Line]) -> None:
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
     axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, each step")
     axes.plot(steps, _smooth(losses), color="#08519c", linewidth=1.6, label="training, averaged")
@@ -57,7 +57,7 @@ def _draw_loss(axes: Axes, lines: list[dict[str, float]]) -> None:
         )
 
 
-def _draw_terms(axes: Axes, lines: list[dict[str, float]], keys: list[str]) -> None:
+def _draw_terms(axes: Axes, lines: list[Line], keys: list[str]) -> None:
     """A curve for each term that is measured on held-out data, averaged, and a dot for each time it was."""
     for number, key in enumerate(keys):
         source, term = key.removeprefix(HELD).rsplit(".", 1)

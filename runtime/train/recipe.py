@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from ..adapter import Lora
 from ..data.fields import Fields, Input, Task
 from ..optim.rounding import check_rounding
 from ..problem import Problem
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64, "fp16": torch.float16}
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -34,7 +35,8 @@ class Precision:
     """Dtypes by the spec's names: of parameters (and gradients), of the forward pass, of gradient sums between
     devices, of the optimizer's moments.
 
-    rounding: how the optimizer rounds to bf16, "nearest" or "stochastic".
+    rounding: how the optimizer rounds to bf16, "nearest" or "stochastic". master: of the copy of parameters that the
+    optimizer updates, "fp32"; None where it updates them themselves.
     """
 
     params: str = "fp32"
@@ -42,15 +44,36 @@ class Precision:
     reduce: str = "fp32"
     optimizer: str = "fp32"
     rounding: str = "nearest"
+    master: str | None = None
 
     def __post_init__(self) -> None:
+        if self.master not in (None, "fp32"):
+            raise Problem(f"masters in `{self.master}` are of no use", "use fp32, or none")
         for name in (self.params, self.compute, self.reduce, self.optimizer):
             dtype_of(name)
         check_rounding(self.rounding)
+        if "fp16" in (self.params, self.reduce, self.optimizer):
+            raise Problem("fp16 is what activations may run in, not what is kept", "keep parameters in fp32 or bf16")
 
     def __str__(self) -> str:
         rounded = "" if self.rounding == "nearest" else f", {self.rounding} rounding"
-        return f"{self.params} parameters, {self.compute} compute, {self.optimizer} optimizer{rounded}"
+        masters = f" with {self.master} masters" if self.master else ""
+        return f"{self.params} parameters{masters}, {self.compute} compute, {self.optimizer} optimizer{rounded}"
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Batches that grow from `start` sequences by `by` at a time, in equal parts of a fraction `over` of the steps."""
+
+    start: int
+    by: int
+    over: float
+
+    def sequences(self, step: int, steps: int, most: int) -> int:
+        """Of a step, counted from 0, of so many in all; `most` once the ramp is over."""
+        stages = (most - self.start) // self.by
+        stage = math.floor(step * stages / (self.over * steps) + 1e-9)
+        return min(most, self.start + stage * self.by)
 
 
 @dataclass(frozen=True)
@@ -61,7 +84,10 @@ class Recipe:
     sequences, length: of one batch, that is one optimizer step. save_every: steps; save_keep: checkpoints kept.
     default: the spec had no `train` section. text: how the recipe reads in the language, shown when it is the default.
     inputs: of a model that takes more than text, all by name (but `documents`). tasks: results that are compared with
-    labels. next_token: the objective predicts tokens, so that text can be trained on.
+    labels. next_token: the objective predicts tokens, so that text can be trained on. ramp: batches have fewer
+    sequences at first. lora: adapters beside linear layers, by path; all else is frozen then. frozen: parts, by path,
+    that are trained (False) or not (True), the longest path counting. bare: layers that losses apply by their weight
+    alone, which have no adapter.
     """
 
     name: str
@@ -80,6 +106,10 @@ class Recipe:
     inputs: Mapping[str, Input] = field(default_factory=dict)
     tasks: Mapping[str, Task] = field(default_factory=dict)
     next_token: bool = True
+    ramp: Ramp | None = None
+    lora: Mapping[str, Lora] = field(default_factory=dict)
+    frozen: Mapping[str, bool] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Recipe:
@@ -88,8 +118,11 @@ class Recipe:
             name: Input(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("inputs", {}).items()
         }
         tasks = {name: Task(**(one | {"shape": tuple(one["shape"])})) for name, one in fields.get("tasks", {}).items()}
+        ramp = Ramp(**fields["ramp"]) if fields.get("ramp") else None
         precision = Precision(**fields["precision"])
-        return cls(**(fields | {"precision": precision, "inputs": inputs, "tasks": tasks}))
+        lora = {path: Lora(**one) for path, one in fields.get("lora", {}).items()}
+        made = {"precision": precision, "inputs": inputs, "tasks": tasks, "ramp": ramp, "lora": lora}
+        return cls(**(fields | made | {"bare": tuple(fields.get("bare", ()))}))
 
     @property
     def fields(self) -> Fields:
@@ -100,7 +133,19 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Optimizer steps that its tokens take."""
-        return max(1, math.ceil(self.tokens / (self.sequences * self.length)))
+        mean = float(self.sequences)
+        if self.ramp is not None:  # its stages, of which the last ends one `by` short, are equally long
+            mean -= self.ramp.over * (self.sequences - self.ramp.start + self.ramp.by) / 2
+        return max(1, math.ceil(self.tokens / (mean * self.length)))
+
+    def sequences_at(self, step: int, steps: int) -> int:
+        """Of a step, counted from 0, of so many in all."""
+        return self.sequences if self.ramp is None else self.ramp.sequences(step, steps, self.sequences)
+
+    @property
+    def divisor(self) -> int:
+        """What a microbatch must divide, so that every batch is some of them."""
+        return self.sequences if self.ramp is None else math.gcd(self.sequences, self.ramp.start, self.ramp.by)
 
 
 @dataclass(frozen=True)

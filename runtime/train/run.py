@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +22,42 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from ..data import Batch
 from ..data.source import TEXT
 from ..optim.init import Initialiser
+from ..optim.loss_scale import LossScale
 from ..optim.optimizer import Optimizer
-from ..problem import Problem
-from .checkpoint import Position, State, list_checkpoints, read_checkpoint, write_checkpoint
+from .checkpoint import State, read_checkpoint
 from .device import used_memory
 from .dropped import Dropped
 from .environment import environment
 from .evaluate import HeldOut, Objective, evaluate
 from .folder import write_json
+from .fp8 import use_fp8
+from .kept import Position, set_aside
 from .ledger import Ledger
 from .load import build_model
-from .log import Log, read_lines
+from .log import Line, Log, read_lines
 from .open import Opened, open_new, open_resumed
 from .options import Options
 from .plot import plot_loss
 from .progress import Progress
-from .recipe import Recipe, dtype_of
+from .recipe import Precision, Recipe, dtype_of
+from .saver import Saver
+from .skips import Skips
 from .sources import digest_of
+from .start import adapt, read_base
 from .stop import Stop
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class States(TypedDict):
+    """What every optimizer is told of what it keeps: the dtype of moments, how bf16 is rounded to, and whether each
+    parameter has a copy in fp32.
+    """
+
+    state_dtype: torch.dtype
+    rounding: str
+    master: bool
+
 
 HELD_OUT_AT_SAVE = 65_536  # positions of each source to measure on when a checkpoint is written
 HELD_OUT_AT_END = 262_144
@@ -50,25 +67,31 @@ ACCURACY = "accuracy"  # how names in the log begin that are no loss
 class Run:
     """A run in progress, in the order in which a trainer uses it: open, build, restore, steps, finish.
 
-    steps: optimizer steps in all. accumulation: forward passes in each. state_dtype, rounding: for the optimizer.
+    steps: optimizer steps in all. states: how the optimizer keeps what it knows of each parameter.
     """
 
     def __init__(self, opened: Opened, recipe: Recipe, ledger: Ledger, objective: Objective) -> None:
         self.folder, self.facts, self.device, self._data = opened.folder, opened.facts, opened.device, opened.data
         self.recipe, self.ledger, self.objective = recipe, ledger, objective
         self.steps = self.facts.steps
-        self.accumulation = recipe.sequences // self.facts.microbatch
-        self.state_dtype = dtype_of(self.facts.precision.optimizer)
-        self.rounding = self.facts.precision.rounding
+        self.states = States(
+            state_dtype=dtype_of(self.facts.precision.optimizer),
+            rounding=self.facts.precision.rounding,
+            master=self.facts.precision.master is not None,
+        )
         self.done = opened.position.step if opened.position is not None else 0
+        self._taken = opened.position.sequences if opened.position is not None else 0  # from the data
         self._opened = opened
         self._digest = digest_of(self._data.sources)
         self._stop = Stop()
         self._progress = Progress(self.steps, self._stop)
+        self._saver = Saver(self.folder.checkpoints, recipe.save_keep)
         self._losses: dict[str, Tensor] = {}
         self._counted: dict[str, int] = {}  # in how many batches of the step a term was there
         self._positions = 0  # of the step's batches
-        self._line: dict[str, float] | None = None
+        self._skips = Skips()
+        self._scale = _loss_scale(self.facts.precision, opened.position)
+        self._line: Line | None = None
         self._held: dict[str, HeldOut] | None = None
         self._seconds, self._timed = 0.0, 0  # of the steps of this process, and their positions
 
@@ -85,14 +108,24 @@ class Run:
         opened = (open_resumed if options.resume else open_new)(options, recipe, ledger, package, trainer)
         return cls(opened, recipe, ledger, objective)
 
-    def build(self, model_class: type[M], init: Initialiser) -> M:
+    @property
+    def accumulation(self) -> int:
+        """Forward passes in the step."""
+        return self.recipe.sequences_at(self.done, self.steps) // self.facts.microbatch
+
+    def build(self, model_class: type[M], init: Initialiser, fp8: Mapping[str, str] | None = None) -> M:
         """The model on the device, initialised from the seed, its first layers recomputed as the ledger found
-        necessary.
+        necessary. fp8: which linear layers have 8-bit products, as `use_fp8` has it.
         """
         precision = self.facts.precision
         model = build_model(model_class, dtype_of(precision.compute), dtype_of(precision.params), self.device)
         assert isinstance(model, model_class)
         init(model, self.facts.seed)
+        if self.facts.base and (self.recipe.lora or self._opened.checkpoint is None):
+            for said in read_base(model, Path(self.facts.base), list(init.groups)):
+                self._progress.say(f"weights: {said}")
+        adapt(model, self.recipe, self.facts.seed)
+        use_fp8(model, fp8 or {})
         layers = [layer for repeat in self.ledger.repeats for layer in model.get_submodule(repeat.name).children()]
         for layer in layers[: self.facts.recompute]:
             # The instance's own `forward` hides its class's: names in the state dict stay as they are.
@@ -103,7 +136,7 @@ class Run:
         """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
         self.model, self.optimizer, self._dropped = model, optimizer, Dropped(model)
         if self._opened.checkpoint is not None:
-            state: dict[str, State] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state: dict[str, State] = {"model": self._weights(), "optimizer": optimizer.state_dict()}
             read_checkpoint(self._opened.checkpoint, state)
 
     def __iter__(self) -> Iterator[int]:
@@ -114,6 +147,8 @@ class Run:
         if self._opened.staging is not None:
             self._opened.staging.commit()
         else:
+            for path in self._opened.damaged:
+                set_aside(path)
             self.folder.write(self.facts)
             write_json(self.folder.path / "environment.json", environment(self.device))
         self._log = Log.open(self.folder.log, after=self.done)
@@ -125,16 +160,25 @@ class Run:
                 self._end_step(step + 1)
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """The step's batches, `accumulation` of them. Raises Problem after the last when the loss is not finite."""
+        """The step's batches, `accumulation` of them. Once a loss of theirs is not finite, the optimizer's next step
+        changes nothing.
+        """
         self._losses, self._counted, self._positions = {}, {}, 0
-        rows = self.recipe.sequences
-        for batch in self._data.batches(step * rows, (step + 1) * rows, self.facts.microbatch):
+        assert step == self.done, f"step {step} follows {self.done} that are done"
+        rows = self.accumulation * self.facts.microbatch
+        for batch in self._data.batches(self._taken, self._taken + rows, self.facts.microbatch):
             self._positions += batch.positions
             yield batch.to(self.device)
-        # Looked at once a step, with all its work queued, and before anything was changed by it.
-        for name, loss in self._losses.items():
-            if not loss.isfinite():
-                raise self._not_finite(step + 1, name, float(loss))
+        self.optimizer.guard = self._losses.get("loss")
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one pass's loss to those of the step, which is the mean over its passes.
+
+        Where activations are fp16 they are computed of a multiple of the loss, which the optimizer's step takes out.
+        """
+        if self._scale is not None:
+            self.optimizer.scale = self._scale.value
+        (loss * (self.optimizer.scale / self.accumulation)).backward()
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Count the losses of one batch into the step's means: each over the batches that have its term."""
@@ -148,13 +192,26 @@ class Run:
         seconds = time.monotonic() - self._began
         self._seconds, self._timed = self._seconds + seconds, self._timed + self._positions
         speed = self._positions / seconds
-        self._line = {"step": step + 1, "loss": losses.pop("loss"), "tokens_per_s": round(speed, 1), "rate": rate}
+        loss = losses.pop("loss")
+        self._line = {"step": step + 1, "loss": loss, "tokens_per_s": round(speed, 1), "rate": rate}
         if norm is not None:
             self._line["norm"] = float(norm)
         self._line |= losses
         if self._dropped:
             self._line["dropped"] = self._dropped.take()
-        self._progress.update(step + 1, self._line["loss"], speed, seconds, used_memory(self.device))
+        skipped = self.optimizer.skipped
+        if self._scale is not None:
+            self._line["loss_scale"] = self._scale.value
+        if self._scale is not None and self._scale.count(skipped is not None and math.isfinite(loss)):
+            assert skipped is not None
+            self._line["skipped"] = skipped.name
+            self._progress.say(
+                f"step {step + 1:,} skipped: {skipped.what}; the loss is scaled by {self._scale.value:,.0f} now"
+            )
+        elif name := self._skips.count(skipped, {**losses, "loss": loss}):
+            self._line["skipped"] = name
+            self._progress.say(f"step {step + 1:,} skipped: {self._skips.what}")
+        self._progress.update(step + 1, loss, speed, seconds, used_memory(self.device))
 
     def finish(self) -> None:
         """Measure held-out loss, write result.json and loss.png, and say how it went."""
@@ -175,6 +232,8 @@ class Run:
             "tokens_per_s": round(self._timed / self._seconds, 1) if self._timed else None,
             "memory": used_memory(self.device),
         }
+        if skipped := sum("skipped" in line for line in lines):
+            result["skipped"] = skipped
         if shares := [line["dropped"] for line in lines if "dropped" in line]:
             result["dropped"] = dropped = sum(shares) / len(shares)
             self._progress.say(f"experts had no room for {dropped:.2%} of all choices")
@@ -189,34 +248,54 @@ class Run:
     def _end_step(self, done: int) -> None:
         line = self._line
         assert line is not None and line["step"] == done, f"step {done} ended without a report"
+        self._taken += self.recipe.sequences_at(done - 1, self.steps)
         self.done, last = done, done == self.steps
-        due = last or done % self.facts.save_every == 0
+        due, mark = last or done % self.facts.save_every == 0, None
         if due and not self._stop.signal:
             held = self._evaluate(HELD_OUT_AT_END if last else HELD_OUT_AT_SAVE)
             self._held = held if last else None
             line |= self._held_out_line(held)
+            mark = self._mark(held)
         self._log.write(line)  # before the checkpoint: a resumed run cuts lines off, but cannot add them
+        self._skips.require_progress(self.folder.checkpoints)
         if due or self._stop.signal:
-            path = self._save()
             measured = f", held-out loss {line['held_out']:.4f}" if "held_out" in line else ""
             accuracy = (f", {name.split('.')[-1]} {share:.1%}" for name, share in line.items() if ACCURACY in name)
-            self._progress.say(f"step {done:,}{measured}{''.join(accuracy)}, saved {path.name}")
+            self._save(mark, f"step {done:,}{measured}{''.join(accuracy)}")
+        if last or self._stop.signal:
+            self._saver.wait()
+        for said in self._saver.finished():
+            self._progress.say(said)
         if self._stop.signal and not last:
             self._progress.say(f"stopped; go on with:\n  {self._resume_command()}")
             sys.exit(128 + self._stop.signal)
 
-    def _save(self) -> Path:
+    def _save(self, mark: float | None, said: str) -> None:
         position = Position(
             step=self.done,
-            sequences=self.done * self.recipe.sequences,
+            sequences=self._taken,
             seed=self.facts.seed,
             spec_hash=self.facts.spec_hash,
             text=self._digest,
+            loss_scale=self._scale.value if self._scale is not None else 0.0,
+            good_steps=self._scale.good if self._scale is not None else 0,
         )
-        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
-        return write_checkpoint(
-            self.folder.checkpoints, self.done, model, optimizer, position, keep=self.recipe.save_keep
-        )
+        self._saver.start(position, self._weights(), self.optimizer.state_dict(), mark, said)
+
+    def _mark(self, held: dict[str, HeldOut]) -> float:
+        """The held-out loss by which checkpoints compare: always that of as many rows, so of fewer than at the end."""
+        sources = self._data.sources
+        if any(held[source.name].rows > max(1, HELD_OUT_AT_SAVE // source.positions) for source in sources):
+            held = self._evaluate(HELD_OUT_AT_SAVE)
+        return self._held_out_loss(held)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the model: all of it, or what is trained where the rest is that of another run."""
+        state = self.model.state_dict()
+        if not self.recipe.lora:
+            return state
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in state.items() if name in trained}
 
     def _evaluate(self, most: int) -> dict[str, HeldOut]:
         """On at most about so many positions of each source, by its name."""
@@ -249,20 +328,20 @@ class Run:
 
     def _trained(self) -> int:
         """Positions of all batches so far, without padding."""
-        counts = self._data.rows(self.done * self.recipe.sequences)
+        counts = self._data.rows(self._taken)
         return sum(source.filled(n) for n, source in zip(counts, self._data.sources, strict=True))
-
-    def _not_finite(self, step: int, name: str, value: float) -> Problem:
-        term = "" if name == "loss" else f" ({name})"
-        there = list_checkpoints(self.folder.checkpoints)
-        way = "try a lower learning rate, a longer warmup, or --precision fp32"
-        if there:
-            way += f"; {there[-1]} was saved before"
-        return Problem(f"the loss{term} of step {step:,} is {value}", way)
 
     def _resume_command(self) -> str:
         script = self.folder.code(self.facts.model) / self.facts.trainer
         return shlex.join(["python", str(script), "--out", str(self.folder.path), "--resume"])
+
+
+def _loss_scale(precision: Precision, position: Position | None) -> LossScale | None:
+    """Of a run in fp16, as it was when it was saved; None where there is none."""
+    if precision.compute != "fp16":
+        return None
+    there = position is not None and position.loss_scale > 0
+    return LossScale(position.loss_scale, position.good_steps) if position is not None and there else LossScale()
 
 
 def _of_tokens(held: dict[str, HeldOut]) -> HeldOut | None:

@@ -21,7 +21,8 @@ from dskc.runtime.optim import rounding
 from dskc.runtime.optim.fused import Fused
 from dskc.runtime.problem import Problem
 from dskc.runtime.train import write_checkpoint
-from dskc.runtime.train.checkpoint import State, checkpoint_path, read_checkpoint
+from dskc.runtime.train.checkpoint import State, read_checkpoint
+from dskc.runtime.train.kept import checkpoint_path
 
 from . import drawn_masks  # noqa: F401 (attention is interpreted too from here on)
 from .test_models import NANO, ROOT, compiled
@@ -158,14 +159,36 @@ def test_a_norm_that_is_not_finite_changes_nothing(make: Make, value: float) -> 
     assert given.norm.weight.grad is not None
     given.norm.weight.grad[2] = value
     own.clip(None)
-    with pytest.raises(Problem, match=r"norm\.weight has 1 of 6 values not finite"):
-        own.step(0.1)
+    assert not own.step(0.1)
+    assert own.skipped is not None and "norm.weight has 1 of 6 values not finite" in own.skipped.what
     assert all(map(torch.equal, given.parameters(), before))
     for name, tensors in own.state_dict().items():
         assert all(torch.equal(tensor, states[name][key]) for key, tensor in tensors.items()), name
     gradients(given, 2)  # and it goes on, unclipped
     own.step(0.1)
     assert not torch.equal(given.norm.weight, before[3])
+
+
+@both
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3.0])
+def test_a_guard_that_is_not_finite_changes_nothing_either(make: Make, value: float) -> None:
+    given, other = model(), model()
+    own, reference = with_kernels(make, given, lr=0.1), without_kernels(make, other, lr=0.1)
+    for each, run in ((given, own), (other, reference)):
+        before = copy.deepcopy(each.state_dict())
+        gradients(each, 0)
+        run.guard = torch.tensor(value)
+        assert run.clip(1.0).isfinite() == math.isfinite(value)
+        assert run.step(0.1) == math.isfinite(value)
+        assert (run.skipped is None) == math.isfinite(value)
+        assert run.skipped is None or run.skipped.name == "loss"
+        assert all(p.grad is None for p in each.parameters())
+        same = [torch.equal(p, before[name]) for name, p in each.named_parameters()]
+        assert not all(same) if math.isfinite(value) else all(same)
+        gradients(each, 1)  # the guard is of one step
+        run.clip(1.0)
+        assert run.step(0.1)
+    close(given, other)
 
 
 @both
@@ -374,3 +397,38 @@ def test_draws_of_long_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rounding_that_is_none() -> None:
     with pytest.raises(Problem, match="rounding is 'up'"):
         optim.AdamW(model(), lr=0.1, rounding="up")
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, optim.Lion, optim.Muon])
+@pytest.mark.parametrize("most", [None, 0.5])
+def test_a_scale_of_the_loss_is_taken_out(make: Make, most: float | None) -> None:
+    plain, scaled = model(), model()
+    one, two = make(plain, lr=0.01), make(scaled, lr=0.01)
+    for step in range(3):
+        gradients(plain, step)
+        gradients(scaled, step, size=2.0**12)
+        two.scale = 2.0**12
+        if step < 2:  # clipped, and not
+            torch.testing.assert_close(two.clip(most), one.clip(most))
+        assert one.step(0.01) and two.step(0.01)
+    close(plain, scaled)
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, optim.Lion, optim.Muon])
+def test_masters_are_those_without_kernels(make: Make) -> None:
+    plain, kernels = model(torch.bfloat16), model(torch.bfloat16)
+    told = {"lr": 1e-3, "state_dtype": torch.float32, "master": True}
+    with use_kernels("reference"):
+        one = make(plain, **told)
+    two = make(kernels, **told)
+    for step in range(4):
+        gradients(plain, step)
+        gradients(kernels, step)
+        one.step(1e-3)
+        two.step(1e-3)
+    states = two.state_dict()
+    for name, state in one.state_dict().items():
+        torch.testing.assert_close(states[name]["master"], state["master"], rtol=1e-5, atol=1e-6)
+        rounded = states[name]["master"].to(torch.bfloat16)
+        ulp = 0.0 if device == "cuda" else 2.0**-7  # the interpreter cuts off where a GPU rounds
+        torch.testing.assert_close(kernels.get_parameter(name).detach(), rounded, rtol=ulp, atol=0)

@@ -205,14 +205,15 @@ def test_products_of_eight_bit_floats(
 
 
 @pytest.mark.parametrize("gradient", ["e4m3", "e5m2"])
-@pytest.mark.parametrize("shape", [(1, 16, 8), (2, 3, 40, 24), (0, 16, 8)])
-def test_a_linear_layer_trains(gradient: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("scaling", ["rows", "blocks"])
+@pytest.mark.parametrize("shape", [(1, 16, 8), (2, 3, 40, 24), (0, 16, 8), (5, 136, 144)])
+def test_a_linear_layer_trains(gradient: str, scaling: fp8_matmul.Scaling, shape: tuple[int, ...]) -> None:
     *lead, D, F = shape
     x, w = numbers(*lead, D, seed=1).requires_grad_(), numbers(F, D, seed=2).requires_grad_()
     direction = numbers(*lead, F, seed=3)
     with pytest.MonkeyPatch.context() as patch:
         choose(patch, 99)
-        y = fp8_matmul.fp8_linear(x, w, gradient=gradient)
+        y = fp8_matmul.fp8_linear(x, w, scaling=scaling, gradient=gradient)
         found = torch.autograd.grad(y, (x, w), direction)
     exact = torch.nn.functional.linear(x, w)
     wanted = torch.autograd.grad(exact, (x, w), direction)
@@ -225,6 +226,19 @@ def test_a_linear_layer_trains(gradient: str, shape: tuple[int, ...]) -> None:
     ):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         assert (ours - theirs).norm() <= bound * theirs.norm()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="of the arithmetic, which references do exactly")
+def test_blocks_are_those_of_the_transpose_in_backward() -> None:
+    """The gradient of x is the product with the very weight of forward: the same 8-bit values and scales."""
+    x, w, direction = numbers(4, 300).requires_grad_(), numbers(200, 300, seed=2), numbers(4, 200, seed=3)
+    with use_kernels("reference"):
+        (found,) = torch.autograd.grad(fp8_matmul.fp8_linear(x, w, scaling="blocks", gradient="e4m3"), x, direction)
+    values, scales = reference.quantize_fp8_blocks(w)
+    meant = values.double() * reference.spread_scales(scales.double(), 200, 300, 128)
+    tiles, tile_scales = reference.quantize_fp8_tiles(direction)
+    given = tiles.double() * reference.spread_scales(tile_scales.double(), 4, 200, 1)
+    near(found, given @ meant, EPSILON[torch.float32])
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:

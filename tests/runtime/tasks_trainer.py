@@ -90,13 +90,13 @@ def main(arguments=None):
     options = parse_options(RECIPE, PLANS, arguments)
     run = Run.open(options, RECIPE, LEDGER, objective, package=Path(__file__).resolve().parent)
     model = run.build(Model, optim.normal(std=0.1))
-    optimizer = optim.AdamW(model, lr=3e-2, state_dtype=run.state_dtype)
+    optimizer = optim.AdamW(model, lr=3e-2, **run.states)
     run.restore(model, optimizer)
     for step in run:
         for batch in run.batches(step):
             losses = objective(model, batch)
             run.add(losses)
-            (losses["loss"] / run.accumulation).backward()
+            run.backward(losses["loss"])
         optimizer.step(3e-2)
         run.report(step, rate=3e-2)@EXTRA@
     run.finish()

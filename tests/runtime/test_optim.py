@@ -16,6 +16,7 @@ from dskc.runtime import optim
 from dskc.runtime.modules import Embed, GroupedLinear, Linear, RMSNorm
 from dskc.runtime.optim.adamw import _MixedAdamW
 from dskc.runtime.problem import Problem
+from dskc.runtime.train.recipe import Precision, Ramp, Recipe
 
 
 class Small(nn.Module):
@@ -209,6 +210,25 @@ def test_clip_names_the_parameter_whose_gradient_is_not_finite() -> None:
     assert torch.equal(given.linear.weight.grad, before)
 
 
+def test_what_is_not_finite_is_named_from_the_first_to_the_last() -> None:
+    given = model()
+    gradients(given, 0)
+    names = list(dict(given.named_parameters()))
+    for name in names[1:3]:
+        given.get_parameter(name).grad.fill_(math.nan)
+    optimizer = optim.AdamW(given, lr=0.1)
+    optimizer.clip(1.0)
+    assert not optimizer.step(0.1)
+    assert optimizer.skipped is not None and optimizer.skipped.name == names[1]
+    assert optimizer.skipped.what.endswith(f"those of 1 more have some, and backward came to {names[2]} first")
+    gradients(given, 0)
+    for parameter in given.parameters():
+        parameter.grad.fill_(1e38)
+    optimizer.clip(1.0)
+    assert not optimizer.step(0.1)
+    assert optimizer.skipped.name == "norm"
+
+
 def test_clip_measures_small_dtypes_in_float32() -> None:
     given = nn.Linear(1000, 100, bias=False).to(torch.bfloat16)
     given.weight.grad = torch.full_like(given.weight, 1.0)
@@ -242,6 +262,30 @@ def test_constant_with_decay_falls_towards_zero_at_the_end() -> None:
     assert optim.constant(peak=1.0, warmup=0, steps=20)(19) == 1.0
 
 
+def test_constant_falls_by_a_root_to_its_floor() -> None:
+    rate = optim.constant(peak=2.0, warmup=0, steps=12, decay=0.25, shape="root", floor=0.1)
+    falling = [2 * (0.1 + 0.9 * (1 - math.sqrt(passed / 4))) for passed in (1, 2, 3)]
+    assert [rate(step) for step in range(12)] == pytest.approx([2.0] * 9 + falling)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 8), st.floats(0.01, 0.99), st.integers(1, 3000))
+def test_a_ramp_rises_in_equal_parts_and_takes_the_tokens(
+    start: int, by: int, stages: int, over: float, batches: int
+) -> None:
+    most, length = start + by * stages, 16
+    recipe = Recipe(
+        "r", "m", "m.dsk", "", 9, batches * most * length, most, length, Precision(), ramp=Ramp(start, by, over)
+    )
+    steps = recipe.steps
+    found = [recipe.sequences_at(step, steps) for step in range(steps)]
+    assert found == sorted(found) and found[0] == start and set(found) <= set(range(start, most + 1, by))
+    counts = [found.count(size) for size in range(start, most, by)]
+    assert max(counts) - min(counts) <= 1 or found[-1] < most  # or it is over before the ramp is
+    assert all(size % recipe.divisor == 0 for size in found)
+    assert abs(sum(found) * length - recipe.tokens) <= (stages + 2) * most * length
+
+
 @settings(deadline=None)
 @given(peak=st.floats(1e-6, 1), warmup=st.integers(0, 30), steps=st.integers(1, 50), which=st.sampled_from([0, 1, 2]))
 def test_rates_are_positive_and_at_most_the_peak(peak: float, warmup: int, steps: int, which: int) -> None:
@@ -264,12 +308,36 @@ def test_schedules_refuse_what_makes_no_sense() -> None:
         lambda: optim.steps(1.0, 1, 10, at=(0.9, 0.8)),
         lambda: optim.steps(1.0, 1, 10, at=(0.9,)),
         lambda: optim.constant(1.0, 1, 10, decay=2.0),
+        lambda: optim.constant(1.0, 1, 10, floor=2.0),
+        lambda: optim.constant(1.0, 1, 10, shape="square"),
     ):
         with pytest.raises(Problem):
             make()
 
 
 # Beginning
+
+
+def test_a_width_keeps_what_maps_give_as_large() -> None:
+    """A map of 8 inputs, told for 2: half the deviation; what looks up or stands alone is not scaled."""
+    wide, plain = model(), model()
+    optim.normal(std=0.5, width=2)(wide, 3)
+    optim.normal(std=0.5)(plain, 3)
+    assert torch.equal(wide.linear.weight, plain.linear.weight * 0.5)
+    torch.testing.assert_close(wide.experts.weight, plain.experts.weight * (2 / 6) ** 0.5)
+    assert torch.equal(wide.embed.weight, plain.embed.weight)
+
+
+def test_groups_begin_as_they_say() -> None:
+    one = model()
+    optim.normal(std=0.5, groups={"linear": optim.Zeros(), "norm": optim.Zeros(), "linear.weight": optim.Normal(0.1)})(
+        one, 3
+    )
+    assert not one.linear.bias.any() and not one.norm.weight.any()
+    assert 0.05 < float(one.linear.weight.detach().std()) < 0.2
+    assert 0.3 < float(one.experts.weight.detach().std()) < 0.7
+    with pytest.raises(Problem, match="no parameter under gate"):
+        optim.normal(std=0.5, groups={"gate": optim.Zeros()})(one, 3)
 
 
 def test_normal_sets_every_value_of_a_model_built_on_meta() -> None:

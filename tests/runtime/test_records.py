@@ -20,8 +20,8 @@ from dskc.runtime.data import Batch, Fields, Input, Mixture, RecordSource, Task,
 from dskc.runtime.problem import Problem
 from dskc.runtime.reference import classify
 from dskc.runtime.train import load_model
-from dskc.runtime.train.checkpoint import list_checkpoints
 from dskc.runtime.train.evaluate import evaluate
+from dskc.runtime.train.kept import list_checkpoints
 
 FIELDS = Fields(
     {"tokens": Input((3,), optional=True, ids=True), "image": Input((5, 3), optional=True)},

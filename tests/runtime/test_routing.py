@@ -113,7 +113,9 @@ def test_an_expert_with_the_mean_load_stays_and_one_that_takes_all_falls() -> No
     balance.step()
     assert router.bias.tolist() == [-2.0, 1.0, 2.0]
     balance.step()  # nothing was chosen
-    assert router.bias.tolist() == [-2.0, 1.0, 2.0]
+    router(torch.zeros(5, dtype=torch.int64))
+    balance.step(taken=False)
+    assert router.bias.tolist() == [-2.0, 1.0, 2.0] and router.load.tolist() == [0, 0, 0]
 
 
 def test_nothing_is_counted_outside_of_training() -> None:

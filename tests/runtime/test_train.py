@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -22,8 +23,8 @@ from dskc.runtime.data import Bins, Loader, open_tokens
 from dskc.runtime.problem import Problem
 from dskc.runtime.reference import next_token
 from dskc.runtime.train import Precision, create_run_folder, load_model, load_weights, write_checkpoint
-from dskc.runtime.train.checkpoint import list_checkpoints
 from dskc.runtime.train.folder import Facts, RunFolder, staged
+from dskc.runtime.train.kept import find_sound, list_checkpoints
 from dskc.runtime.train.load import load_package
 from dskc.runtime.train.stop import stop_on_problem
 
@@ -46,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, package: Path, text: Path) -
     return out
 
 
-def weights(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
+def weights(run: Path, step: int | str | None = None) -> dict[str, torch.Tensor]:
     return load_model(run, step, device="cpu")[0].state_dict()
 
 
@@ -232,17 +233,87 @@ def test_what_cannot_change_on_the_way(whole: Path, package: Path, arguments: tu
     assert (whole / "run.json").read_bytes() == before
 
 
-def test_damaged_checkpoint_is_refused_before_anything_is_touched(whole: Path, package: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_damaged_checkpoint_gives_way_to_the_one_before(
+    whole: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     last = out / "checkpoints" / "step-00000010"
-    os.truncate(last / "__0_0.distcp", 100)
-    with pytest.raises(Problem, match="step-00000010 is damaged") as raised:
-        train(package, "--resume", "--out", out)
-    assert raised.value.help is not None and "step-00000008 is whole" in raised.value.help
-    shutil.rmtree(last)
+    content = bytearray((last / "__0_0.distcp").read_bytes())
+    content[len(content) // 2] ^= 1
+    (last / "__0_0.distcp").write_bytes(content if how == "flipped" else content[:100])
     train(package, "--resume", "--out", out)
+    said = capsys.readouterr().out
+    assert f"note: the checkpoint {last} is damaged, and an earlier one is used: __0_0.distcp " in said
+    assert "going on after step 8 of 10" in said
     assert log_lines(out) == log_lines(whole)
+    assert last.is_dir() and last.with_name("step-00000010.damaged").is_dir()
+    shutil.rmtree(last)
+    shutil.rmtree(last.with_name("step-00000008"))
+    with pytest.raises(Problem, match="holds no checkpoint"):
+        train(package, "--resume", "--out", out)
+
+
+def test_the_best_checkpoint_is_kept_and_can_be_asked_for(text: Path, tmp_path: Path) -> None:
+    # Rates that destroy what was learned: the checkpoint after the warmup is the best.
+    package = write_package(
+        tmp_path, EXTRA="\n        if step >= 4: [p.data.add_(torch.randn_like(p)) for p in model.parameters()]"
+    )
+    source = (package / "train.py").read_text().replace("import sys\n", "import sys\n\nimport torch\n", 1)
+    (package / "train.py").write_text(source)
+    out = tmp_path / "run"
+    train(package, "--data", text, "--steps", 16, "--out", out, "--microbatch", 4)
+    lines = [line for line in log_lines(out) if "held_out" in line]
+    assert min(lines, key=lambda line: line["held_out"])["step"] == 4
+    assert [path.name for path in list_checkpoints(out / "checkpoints")] == [
+        "step-00000004", "step-00000012", "step-00000016",
+    ]  # fmt: skip
+    assert all(torch.equal(tensor, weights(out, 4)[name]) for name, tensor in weights(out, "best").items())
+    facts = json.loads((out / "checkpoints" / "step-00000004" / "checkpoint.json").read_text())
+    assert facts["held_out"] == lines[0]["held_out"]
+
+
+def full_disk(text: Path, package: Path, out: Path) -> str:
+    """A run whose folder is too small for a third checkpoint; what it printed last."""
+    process = start(package, "--data", text, "--steps", 40, "--save-every", 4, "--out", out)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in stderr, stderr
+    return stderr
+
+
+def test_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(package: Path, text: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a small disk")
+    try:
+        stderr = full_disk(text, package, disk / "run")
+        assert "could not be written: No space left on device" in stderr
+        assert "help: make room on the disk" in stderr
+        there = list_checkpoints(disk / "run" / "checkpoints")
+        assert there and not list((disk / "run" / "checkpoints").glob(".*"))
+        assert find_sound(disk / "run" / "checkpoints")[0] == there[-1]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        train(package, "--resume", "--out", disk / "run")
+        assert len(log_lines(disk / "run")) == 40
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_file_that_may_not_grow_is_a_failed_save(package: Path, text: Path, tmp_path: Path) -> None:
+    """As on a full disk, but with no need to be root: the limit is less than a checkpoint."""
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.argv[:1] = []"
+    )
+    command = [sys.executable, "-c", f"{code}; runpy.run_path(sys.argv[0], run_name='__main__')"]
+    arguments = [package / "train.py", "--data", text, "--steps", 40, "--save-every", 4, "--out", tmp_path / "run"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "step 4, held-out loss" in done.stdout and "not saved: " in done.stdout
+    assert "step-00000008 could not be written: File too large" in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 # Refusing
@@ -312,19 +383,79 @@ def test_out_that_is_no_folder_for_a_run(package: Path, text: Path, whole: Path,
     assert (tmp_path / "empty" / "result.json").exists()
 
 
-def test_loss_that_is_not_finite_stops_before_it_changes_anything(text: Path, tmp_path: Path) -> None:
-    package = write_package(tmp_path)
+def broken(folder: Path, when: str, what: str) -> Path:
+    """A package whose loss, or the gradient of some parameters, is not finite at some steps (counted from 1)."""
+    hook = "" if what in ("loss", "term") else (
+        f"\n        if calls in ({when}): dict(model.named_parameters())['layers.1.up.bias'].grad[3] = float('{what}')"
+    )  # fmt: skip
+    package = write_package(folder)
     source = (package / "train.py").read_text()
+    wrong = {"loss": "loss = loss * float('nan')", "term": "term = loss * float('-inf')"}.get(what, "pass")
     source = source.replace(
-        '    return {"loss": loss,',
-        "    global calls\n    calls += model.training\n    if calls == 6: loss = loss * float('nan')\n"
-        '    return {"loss": loss,',
+        '    return {"loss": loss, "next_token": loss}',
+        "    global calls\n    calls += model.training\n    term = loss * 0\n"
+        f"    if model.training and calls in ({when}): {wrong}\n"
+        '    return {"loss": loss + 0 * term, "next_token": loss, "extra": term}',
+    )
+    source = source.replace(
+        "        norm = optimizer.clip(1.0)", f"        pass{hook}\n        norm = optimizer.clip(1.0)"
     )
     (package / "train.py").write_text(source.replace("PLANS = {", "calls = 0\nPLANS = {"))
-    with pytest.raises(Problem, match=r"the loss of step 6 is nan") as raised:
-        train(package, "--data", text, "--out", tmp_path / "run", "--steps", 8)
-    assert raised.value.help is not None and "step-00000004 was saved before" in raised.value.help
-    assert len(log_lines(tmp_path / "run")) == 5
+    return package
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "said"),
+    [
+        ("loss", "next_token", "step 6 skipped: the term next_token is nan"),
+        ("term", "extra", "step 6 skipped: the term extra is -inf"),
+        ("nan", "layers.1.up.bias", "step 6 skipped: the gradient of layers.1.up.bias has 1 of 32 values not finite"),
+        ("inf", "layers.1.up.bias", "step 6 skipped: the gradient of layers.1.up.bias has 1 of 32 values not finite"),
+    ],
+)
+def test_step_that_is_not_finite_is_skipped_and_named(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, name: str, said: str
+) -> None:
+    options = ("--data", text, "--steps", 8, "--save-every", 1, "--microbatch", 8)
+    train(broken(tmp_path / "a", "6,", what), *options, "--out", tmp_path / "run")
+    assert said in capsys.readouterr().out
+    lines = log_lines(tmp_path / "run")
+    assert [line.get("skipped") for line in lines] == [None] * 5 + [name] + [None] * 2
+    assert lines[5]["loss"] is None if what in ("loss", "term") else lines[5]["loss"] == pytest.approx(5, abs=2)
+    assert lines[5]["norm"] is None and lines[6]["norm"] > 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["skipped"] == 1
+    # Not a parameter and no state has changed: the held-out loss is the same, and so is all that follows without it.
+    assert lines[5]["held_out"] == lines[4]["held_out"] != lines[6]["held_out"]
+    assert (tmp_path / "run" / "loss.png").exists()
+
+
+def test_a_skipped_step_is_as_if_its_rate_and_its_data_alone_had_passed(text: Path, tmp_path: Path) -> None:
+    """States, too: the run goes on as one that makes no step there at all."""
+    options = ("--data", text, "--steps", 8, "--microbatch", 8)
+    train(broken(tmp_path / "a", "3, 6", "nan"), *options, "--out", tmp_path / "skipped")
+    package = broken(tmp_path / "b", "0,", "nan")
+    source = (package / "train.py").read_text()
+    source = source.replace(
+        "        optimizer.step(rate)\n",
+        "        if calls in (3, 6): [setattr(p, 'grad', None) for p in model.parameters()]\n"
+        "        else: optimizer.step(rate)\n",
+    )
+    (package / "train.py").write_text(source)
+    train(package, *options, "--out", tmp_path / "left out")
+    skipped, left_out = log_lines(tmp_path / "skipped"), log_lines(tmp_path / "left out")
+    assert [line["loss"] for line in skipped] == [line["loss"] for line in left_out]
+    here, there = weights(tmp_path / "skipped"), weights(tmp_path / "left out")
+    assert all(torch.equal(here[name], there[name]) for name in there)
+
+
+def test_ten_skipped_steps_in_a_row_end_the_run(text: Path, tmp_path: Path) -> None:
+    package = broken(tmp_path / "generated", ", ".join(str(step) for step in [3, *range(6, 30)]), "loss")
+    with pytest.raises(Problem, match=r"10 steps in a row were skipped; of the last, the term next_token is nan") as it:
+        train(package, "--data", text, "--out", tmp_path / "run", "--steps", 20, "--save-every", 5, "--microbatch", 8)
+    assert it.value.help is not None and "try a lower learning rate" in it.value.help
+    assert "step-00000010 was saved before" in it.value.help
+    assert [line["step"] for line in log_lines(tmp_path / "run") if "skipped" in line] == [3, *range(6, 16)]
 
 
 def test_run_folder_inside_the_text_is_not_text(package: Path, tmp_path: Path) -> None:

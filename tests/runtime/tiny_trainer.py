@@ -95,7 +95,7 @@ def main(arguments=None):
     options = parse_options(RECIPE, PLANS, arguments)
     run = Run.open(options, RECIPE, LEDGER, objective, package=Path(__file__).resolve().parent)
     model = run.build(Model, optim.normal(std=0.02))
-    optimizer = optim.@OPTIMIZER@(model, lr=float("@LR@"), state_dtype=run.state_dtype, rounding=run.rounding)
+    optimizer = optim.@OPTIMIZER@(model, lr=float("@LR@"), **run.states)
     schedule = optim.cosine(peak=float("@LR@"), warmup=2, steps=run.steps)
     run.restore(model, optimizer)
     for step in run:
@@ -103,7 +103,7 @@ def main(arguments=None):
         for batch in run.batches(step):
             losses = objective(model, batch)
             run.add(losses)
-            (losses["loss"] / run.accumulation).backward()
+            run.backward(losses["loss"])
         norm = optimizer.clip(1.0)
         optimizer.step(rate)
         run.report(step, rate=rate, norm=norm)@EXTRA@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F_
@@ -15,12 +15,13 @@ from ..flops import fp8_product
 from ..operation import operation
 from ..row_kernel import KernelError
 from ..tuning import Unfit, Way
-from .fp8_quantize import quantize_columns, quantize_rows
+from .fp8_quantize import quantize_blocks, quantize_columns, quantize_rows, quantize_tiles
 from .product import Product, has_fp8
 from .product_kernel import BLOCKS, ROWS
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
+Scaling = Literal["rows", "blocks"]
 GRADIENTS = {"e4m3": E4M3, "e5m2": E5M2}
 
 
@@ -59,19 +60,24 @@ def fp8_linear(
     x: Tensor,
     weight_FD: Tensor,
     *,
+    scaling: Scaling = "rows",
     gradient: Literal["e4m3", "e5m2"] = "e5m2",
     fast: bool = False,
     fallback: bool = False,
 ) -> Tensor:
     """`x @ weight.T` [..., F] in the dtype of x with 8-bit products forward and backward; differentiable in both.
 
-    x [..., D], weight [F, D]: bf16, fp16 or fp32. Everything is scaled anew in each step by the largest number of each
-    row along which it is summed; x and weight are float8_e4m3fn, gradients e4m3 or e5m2 (arXiv:2209.05433). `fast` is
-    of the forward product only. What backward keeps of x is 8 bits wide. Where the GPU has no 8-bit floats: the product
-    in the dtype of x if `fallback`, else KernelError.
+    x [..., D], weight [F, D]: bf16, fp16 or fp32. Everything is scaled anew in each step by its largest numbers: of
+    each row along which it is summed, or with scaling "blocks" of tiles of 1 x 128 of x and of gradients, and of
+    blocks of 128 x 128 of the weight (arXiv:2412.19437, section 3.3); for the weight's gradient by rows in both. x and
+    weight are float8_e4m3fn, gradients e4m3 or e5m2 (arXiv:2209.05433). `fast` is of the forward product by rows only.
+    What backward keeps of x is 8 bits wide. Where the GPU has no 8-bit floats: the product in the dtype of x if
+    `fallback`, else KernelError.
     """
     if gradient not in GRADIENTS:
         raise KernelError(f"fp8_linear: gradients are e4m3 or e5m2, not {gradient}")
+    if scaling not in get_args(Scaling):
+        raise KernelError(f"fp8_linear: it scales by rows or blocks, not {scaling}")
     if x.shape[-1] != weight_FD.shape[-1] or weight_FD.ndim != 2:
         raise KernelError(f"fp8_linear: x is {list(x.shape)}, and the weight is {list(weight_FD.shape)}")
     if x.device != weight_FD.device:
@@ -83,35 +89,41 @@ def fp8_linear(
             raise KernelError(f"fp8_linear: {torch.cuda.get_device_name(x.device)} has no 8-bit floats (from 8.9 on)")
         return F_.linear(x, weight_FD.to(x.dtype))
     x_ND = x.reshape(-1, x.shape[-1])
-    y_NF: Tensor = _Linear.apply(x_ND, weight_FD, GRADIENTS[gradient], fast)
+    y_NF: Tensor = _Linear.apply(x_ND, weight_FD, scaling, GRADIENTS[gradient], fast)
     return y_NF.reshape(*x.shape[:-1], weight_FD.shape[0])
 
 
 class _Linear(torch.autograd.Function):
-    """The three products, each along rows of both operands: what is summed over has one scale."""
+    """The three products. By rows what is summed over has one scale in each row of both operands."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_FD: Tensor, gradient: torch.dtype, fast: bool) -> Tensor:
-        x, x_scale_N = quantize_rows(x_ND)
-        w, w_scale_F = quantize_rows(weight_FD)
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_FD: Tensor, scaling: Scaling, gradient: torch.dtype, fast: bool
+    ) -> Tensor:
         kept = quantize_columns(x_ND) if ctx.needs_input_grad[1] else ()
         ctx.save_for_backward(weight_FD, *kept)
-        ctx.gradient, ctx.dtype = gradient, x_ND.dtype
-        return fp8_rows_matmul(x, x_scale_N, w, w_scale_F, x_ND.dtype, fast)
+        ctx.gradient, ctx.dtype, ctx.scaling = gradient, x_ND.dtype, scaling
+        if scaling == "blocks":
+            return fp8_blocks_matmul(*quantize_tiles(x_ND), *quantize_blocks(weight_FD), x_ND.dtype)
+        return fp8_rows_matmul(*quantize_rows(x_ND), *quantize_rows(weight_FD), x_ND.dtype, fast)
 
     @staticmethod
-    def backward(ctx: Any, grad_NF: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_NF: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         weight_FD, *kept = ctx.saved_tensors
         grad_x = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad, scale_N = quantize_rows(grad_NF, ctx.gradient)
-            w_DF, w_scale_D = quantize_columns(weight_FD)
-            grad_x = fp8_rows_matmul(grad, scale_N, w_DF, w_scale_D, ctx.dtype)
+            if ctx.scaling == "blocks":
+                w_FD, w_scale_IJ = quantize_blocks(weight_FD)  # as in forward: its transpose has the same blocks
+                tiles = quantize_tiles(grad_NF, ctx.gradient)
+                grad_x = fp8_blocks_matmul(*tiles, w_FD.t().contiguous(), w_scale_IJ.t(), ctx.dtype)
+            else:
+                rows = quantize_rows(grad_NF, ctx.gradient)
+                grad_x = fp8_rows_matmul(*rows, *quantize_columns(weight_FD), ctx.dtype)
         if ctx.needs_input_grad[1]:
             x_DN, x_scale_D = kept
             grad_FN, scale_F = quantize_columns(grad_NF, ctx.gradient)
             grad_w = fp8_rows_matmul(grad_FN, scale_F, x_DN, x_scale_D, weight_FD.dtype)
-        return grad_x, grad_w, None, None
+        return grad_x, grad_w, None, None, None
 
 
 # --- as operations of torch

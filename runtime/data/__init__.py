@@ -2,6 +2,7 @@
 
 from .batch import IGNORED, Batch
 from .bins import Bins
+from .collate import Example, answer, collate
 from .corpus import Corpus, Document, find_documents
 from .entropy import unigram_entropy
 from .fields import Fields, Input, Task
@@ -22,6 +23,7 @@ __all__ = [
     "Corpus",
     "DataSettings",
     "Document",
+    "Example",
     "Fields",
     "Input",
     "Loader",
@@ -32,6 +34,8 @@ __all__ = [
     "Task",
     "TextSource",
     "TokenData",
+    "answer",
+    "collate",
     "end_of_text",
     "find_documents",
     "load_tokenizer",

@@ -129,11 +129,11 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings:
     template, cleaner = template_of(settings), Cleaner(settings)
     documents: list[Document | Row] = []
     left_out = Corpus(())
-    files = _files(paths, exclude)
-    with progress("reading", sum(_size(file.path) for file in files), "B") as done:
-        for file in files:
-            left = _size(file.path)
-            if (table := _table(file, template, settings)) is not None:
+    files = [(file, _table(file, template, settings)) for file in _files(paths, exclude)]
+    sizes = [_size(file.path if table is None else table.path) for file, table in files]
+    with progress("reading", sum(sizes), "B") as done:
+        for (file, table), left in zip(files, sizes, strict=True):
+            if table is not None:
                 for row in _rows(table, cleaner, left_out, file.named):
                     documents.append(row)
                     left -= row.size  # about what it takes of the file
@@ -166,7 +166,7 @@ def _files(paths: Sequence[Path], exclude: Path | None) -> list[_File]:
     """Every file once. Raises Problem for a path that does not exist."""
     found: dict[Path, _File] = {}
     for path in paths:
-        if str(path).startswith(PREFIX) and not path.exists():
+        if _is_data_set(path):
             found.setdefault(path, _File(path, str(path), True))
         elif not path.exists():
             raise Problem(f"--data {path}: there is no such file or folder")
@@ -178,13 +178,17 @@ def _files(paths: Sequence[Path], exclude: Path | None) -> list[_File]:
     return list(found.values())
 
 
+def _is_data_set(path: Path) -> bool:
+    return str(path).startswith(PREFIX) and not path.exists()
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
 def _table(file: _File, template: Template, settings: DataSettings) -> Table | None:
-    """The file as one of rows, or None when it is plain text."""
-    if not file.path.exists():
+    """The file as one of rows, or None when it is plain text. A data set is fetched."""
+    if _is_data_set(file.path):
         return fetch(file.name, template, settings.max_rows)
     if file.name.endswith(SUFFIXES):
         return Jsonl(file.path, file.name, template)

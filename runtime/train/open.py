@@ -24,6 +24,8 @@ from .saver import settle
 from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources, require_same_settings
 from .start import base_of
 
+MUCH_PADDING = 0.1  # of all positions: worth a word
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -339,6 +341,7 @@ def _count(sources: tuple[Source, ...], facts: Facts) -> None:
             )
             loader = source.loader
             padded = f", {loader.padding:.1%} padding" if loader.packing != "stream" else ""
+            padded += "; --packing stream has none" if loader.padding > MUCH_PADDING else ""
             print(f"packing: {loader.count:,} sequences of {loader.length:,}{padded}", flush=True)
     if len(sources) > 1:
         shares = (

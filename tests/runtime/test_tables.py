@@ -346,3 +346,18 @@ def test_a_run_on_a_data_set_goes_on_without_it(package: Path, hub: Path, tmp_pa
     shutil.rmtree(tmp_path / "set")
     train(package, "--steps", 6, "--out", out, "--resume")
     assert len(log_lines(out)) == 6
+
+
+def test_a_run_says_how_much_is_padding(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"{n:03} alpha beta gamma delta epsilon zeta eta theta iota"} for n in range(300)]
+    data = write_lines(tmp_path / "rows.jsonl", rows)
+    train(package, "--data", data, "--steps", 1, "--out", tmp_path / "fit")
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("packing"))
+    assert said.startswith("packing: ") and said.endswith("% padding; --packing stream has none"), said
+    filled = json.loads((tmp_path / "fit" / "result.json").read_text())["tokens"]
+    assert 8 * 8 < filled < 8 * 31
+    train(package, "--data", data, "--steps", 1, "--out", tmp_path / "stream", "--packing", "stream")
+    assert "padding" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "stream" / "result.json").read_text())["tokens"] == 8 * 32
+    with pytest.raises(Problem, match="--packing: bestfit now, and stream when this run was begun"):
+        train(package, "--resume", "--out", tmp_path / "stream", "--packing", "bestfit")

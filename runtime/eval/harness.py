@@ -58,7 +58,14 @@ class RunLM(LM):  # type: ignore[misc]  # lm-eval has no types
         self.subject = (
             run
             if isinstance(run, Subject)
-            else open_subject(Path(run), checkpoint, device or "auto", precision, max_length, prefix)
+            else open_subject(
+                Path(run),
+                checkpoint,
+                device or "auto",
+                precision,
+                max_length,
+                prefix if prefix is None else str(prefix),
+            )
         )
         self.work = Work(batch_tokens)
         self._device = self.subject.device

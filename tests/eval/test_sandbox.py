@@ -131,9 +131,7 @@ def test_verdicts_come_in_order() -> None:
 
 def alone(layer: str, program: str) -> subprocess.CompletedProcess[str]:
     """A program behind one layer, without the others."""
-    text = (
-        f"import sys\nsys.path.insert(0, {str(sandbox.CHILD.parent)!r})\nimport sandbox_child as s\n{layer}\n{program}"
-    )
+    text = f"import sys\nsys.path.append({str(sandbox.CHILD.parent)!r})\nimport sandbox_child as s\n{layer}\n{program}"
     return subprocess.run([sys.executable, "-I", "-S", "-c", text], capture_output=True, text=True, timeout=60)
 
 

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..problem import Problem
 from ..serve.sampling import Sampler, greedy
+from ..train.stop import stop_on_problem
 from .decode import Prompt, Sample, generate_all
 from .encode import encode, pair
 from .progress import progress
@@ -55,6 +58,8 @@ class RunLM(LM):  # type: ignore[misc]  # lm-eval has no types
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
+            device = "auto"  # lm-eval's command says cuda:0 where nobody said anything
         self.subject = (
             run
             if isinstance(run, Subject)
@@ -160,7 +165,7 @@ def main() -> None:
     """lm-eval's command line."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    stop_on_problem(cli_evaluate)
 
 
 if __name__ == "__main__":

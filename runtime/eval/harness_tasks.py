@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,12 @@ def open_names(names: Sequence[str], settings: Settings) -> list[Task]:
     tasks: list[Task] = []
     for name in names:
         if name not in manager.all_tasks:
+            near = get_close_matches(name, manager.all_tasks, 1)
             raise Problem(
                 f"there is no file and no task of lm-eval called {name}",
-                "`lm_eval ls tasks` lists those; a file of questions ends in .jsonl",
+                f"did you mean {near[0]}?"
+                if near
+                else "`lm_eval ls tasks` lists those; files of questions end in .jsonl",
             )
         if name in CODE:
             tasks.append(_code(name, settings))
@@ -108,11 +112,15 @@ def _items(found: Mapping[str, Any]) -> list[Item]:
     """Of each question, whether it was right by each score that says so of one question."""
     items: list[Item] = []
     for task, samples in sorted((found.get("samples") or {}).items()):
+        first = samples[0].get("filter") if samples else None  # each filter of answers has all questions
         for sample in samples:
-            right = {
-                RIGHT[name]: bool(sample[name]) for name in RIGHT if isinstance(sample.get(name), int | float | bool)
-            }
-            items.append({"task": task, "line": sample.get("doc_id")} | right)
+            if sample.get("filter") == first:
+                right = {
+                    RIGHT[name]: bool(sample[name])
+                    for name in RIGHT
+                    if isinstance(sample.get(name), int | float | bool)
+                }
+                items.append({"task": task, "line": sample.get("doc_id")} | right)
     return items
 
 

@@ -98,11 +98,12 @@ def result(metric: str, rights: list[bool], chosen: list[int]) -> Result:
 
 
 def test_what_changed_is_counted() -> None:
-    before = result("acc", [True, True, False, False], [0, 1, 2, 0])
-    after = result("acc", [True, False, True, False], [0, 2, 1, 3])
+    before = result("acc", [True, True, False, False, False], [0, 1, 2, 0, 0])
+    after = result("acc", [True, False, True, False, True], [0, 2, 1, 3, 1])
     (row,) = compare({"t": before}, {"t": after})
-    assert (row.changed, row.gained, row.lost, row.change, row.relative) == (3, 1, 1, 0.0, 0.0)
-    assert row.change_error == pytest.approx(mean([0.0, -1.0, 1.0, 0.0]).stderr)
+    assert (row.changed, row.gained, row.lost, row.questions) == (4, 2, 1, 5)
+    assert (row.change, row.relative) == (pytest.approx(0.2), pytest.approx(0.5))
+    assert row.change_error == pytest.approx(mean([0.0, -1.0, 1.0, 0.0, 1.0]).stderr)
     (row,) = compare({"t": result("acc", [False], [1])}, {"t": result("acc", [True], [0])})
     assert row.relative is None and row.change == 1
     assert compare({"t": before}, {}) == []

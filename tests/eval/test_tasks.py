@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from dskc.runtime.eval import choice as choice_tasks
 from dskc.runtime.eval import code as code_tasks
 from dskc.runtime.eval.answer import compiled, extracted, same
 from dskc.runtime.eval.decode import Prompt
 from dskc.runtime.eval.encode import encode
 from dskc.runtime.eval.lines import parse_fields, read_lines, task_name
-from dskc.runtime.eval.score import Work
+from dskc.runtime.eval.score import Scored, Work
 from dskc.runtime.eval.settings import Settings
 from dskc.runtime.eval.statistics import mean, paired, ratio
 from dskc.runtime.eval.subject import Subject
@@ -81,6 +82,19 @@ def test_accuracies_are_those_of_transformers(subject: Subject, theirs: LlamaFor
     assert metrics["acc"].stderr == pytest.approx(math.sqrt(expected[0] * (1 - expected[0]) / (len(lines) - 1)))
     assert [item["line"] for item in items] == list(range(1, len(lines) + 1))
     assert any(item["chosen"] != item["chosen_norm"] for item in items)  # or the length would not be tested
+
+
+def test_the_length_of_a_choice_is_in_characters(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither bytes nor the blank before it count: -6 / 2 is more than -10 / 3, and less than -10 / 4 or -2 / 1."""
+    given = iter([-6.0, -10.0, -2.01, -6.0, -9.01])
+    found = lambda _subject, asked, _work: [Scored(next(given), False) for _ in asked]  # noqa: E731
+    monkeypatch.setattr(choice_tasks, "loglikelihoods", found)
+    lines = [{"context": "c", "choices": ["ab", "ïïï"], "answer": 0}, {"context": "c", "choices": ["a", "abc", "abcd"],
+             "answer": 1}]  # fmt: skip
+    items = opened(tmp_path, lines).run(subject, Work())[1]
+    assert [(item["chosen"], item["chosen_norm"]) for item in items] == [(0, 0), (0, 1)]
 
 
 def test_examples_come_before(tmp_path: Path) -> None:

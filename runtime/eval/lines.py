@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,13 @@ class Line:
         return value if isinstance(value, str) else self.wrong(f"`{name}` must be text, and is {_short(value)}")
 
     def texts(self, name: str) -> list[str]:
-        """A field that must be a list of texts, none of them empty."""
+        """A field that must be a list of texts, none of them empty. A number is the text it is written as, and what is
+        missing (null, NaN) the word None: that is how tables lose it."""
         value = self._get(name)
-        if not isinstance(value, list) or not value or not all(isinstance(part, str) and part for part in value):
+        found = [_as_text(part) for part in value] if isinstance(value, list) else []
+        if not found or not all(found):
             self.wrong(f"`{name}` must be a list of texts, and is {_short(value)}")
-        return value
+        return found
 
     def value(self, name: str) -> object:
         return self._get(name)
@@ -127,6 +130,15 @@ def _named(value: Mapping[str, object], fields: Mapping[str, str]) -> Iterator[t
     for ours, theirs in fields.items():
         if theirs in value:
             yield ours, value[theirs]
+
+
+def _as_text(value: object) -> str:
+    """Empty where it is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "None"
+    if isinstance(value, bool | list | dict):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _short(value: object) -> str:

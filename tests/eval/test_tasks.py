@@ -57,6 +57,13 @@ def test_other_ways_to_ask(tmp_path: Path) -> None:
     assert (first.prompt, first.choices[2], first.gold) == ("the cat sat on", "hat", 1)
 
 
+def test_choices_that_a_table_made_numbers_of(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"context": "c", "choices": ["a", 1, 2.5, NaN, null], "answer": "None"}', encoding="utf-8")
+    first: Any = open_file(path, Settings()).questions[0]
+    assert (first.choices, first.gold) == (("a", "1", "2.5", "None", "None"), 3)
+
+
 def their_scores(
     subject: Subject, theirs: LlamaForCausalLM, asked: Sequence[tuple[str, Sequence[str], int]]
 ) -> tuple[float, float]:
@@ -258,8 +265,9 @@ GOOD = '{"question": "q", "choices": ["a", "b"], "answer": 0}'
         ('{"question": "q", "choices": ["a", "b"], "answer": 2}', "`answer` must be"),
         ('{"question": "q", "choices": ["a", "b"], "answer": true}', "`answer` must be"),
         ('{"question": "q", "choices": ["a", "b"], "answer": "D"}', "`answer` must be"),
+        ('{"question": "q", "choices": ["a", [1]], "answer": 0}', "`choices` must be a list of texts"),
         ('{"question": "q", "choices": [], "answer": 0}', "`choices` must be a list of texts"),
-        ('{"question": "q", "choices": ["a", 1], "answer": 0}', "`choices` must be a list of texts"),
+        ('{"question": "q", "choices": ["a", ""], "answer": 0}', "`choices` must be a list of texts"),
         ('{"question": 1, "choices": ["a"], "answer": 0}', "`question` must be text, and is 1"),
         ('{"choices": ["a"], "answer": 0}', "there is no `question`"),
         ('{"question": "q", "answer": 0}', "of the kind `answer`, and the first line of the kind `choice`"),

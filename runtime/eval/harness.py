@@ -21,6 +21,7 @@ from .decode import Prompt, Sample, generate_all
 from .encode import encode, pair
 from .progress import progress
 from .score import Work, loglikelihoods
+from .settings import INSTALL
 from .subject import Subject, open_subject
 from .windows import windows
 
@@ -28,9 +29,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    raise Problem(
-        f"lm-eval is not installed ({error})", 'pip install "dskc[eval]" brings it; files of questions need none'
-    ) from error
+    raise Problem(f"lm-eval is not installed ({error})", INSTALL) from error
 
 MAX_TOKENS = 256  # to generate where a task does not say, as lm-eval's own models
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one thing, in this order

@@ -13,7 +13,7 @@ from .code import require_consent
 from .lines import as_lines
 from .results import Item
 from .score import Work
-from .settings import Settings
+from .settings import INSTALL, Settings
 from .statistics import Metric
 from .subject import Subject
 from .tasks import Task, task_of_lines
@@ -61,8 +61,11 @@ def open_names(names: Sequence[str], settings: Settings) -> list[Task]:
     for option, value in (("--extract", settings.extract), ("--shots", settings.shots), ("--style", settings.style)):
         if value is not None:
             raise Problem(f"{option} is for files of questions: {names[0]} of lm-eval says that itself")
-    from lm_eval import __version__
-    from lm_eval.tasks import TaskManager
+    try:
+        from lm_eval import __version__
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise Problem(f"lm-eval is there without what it needs ({error})", INSTALL) from error
 
     manager = TaskManager()
     tasks: list[Task] = []

@@ -13,7 +13,8 @@ from .encode import Request
 from .pace import Pace
 from .subject import Subject
 
-GPU_LOGITS, CPU_LOGITS = 2**30, 2**27  # that a batch has at most: 2 GiB of them in bf16, 512 MiB in fp32
+GPU_LOGITS = 2**30  # that a batch has at most: 2 GiB of them in bf16
+CPU_LOGITS = 2**24  # some hundred tokens: more of them only make memory that caches do not hold
 MOST = 16_384  # tokens of a batch, unless told
 POSITIONS = 1024  # whose logits become float32 at a time
 MULTIPLE = 16  # that lengths are filled up to on a GPU, where each new shape has its costs

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+INSTALL = 'pip install "dskc[eval]" brings lm-eval and what it needs; files of questions do without'
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -65,6 +65,13 @@ def test_without_lm_eval_it_is_told_what_to_install(clean: pytest.MonkeyPatch, r
     assert found.exit_code == 1 and 'pip install "dskc[eval]"' in found.output and "Traceback" not in found.output
 
 
+def test_lm_eval_without_what_it_needs(clean: pytest.MonkeyPatch) -> None:
+    install(clean)
+    clean.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(Problem, match="without what it needs"):
+        open_names(["hellaswag"], Settings())
+
+
 def test_it_is_a_model_that_lm_eval_can_make(clean: pytest.MonkeyPatch, run: Path) -> None:
     registry = install(clean)
     made = model_class()
@@ -179,7 +186,7 @@ def test_every_answer_is_that_of_lm_evals_own_model(
     clean: pytest.MonkeyPatch, subject: Subject, theirs: LlamaForCausalLM, run: Path
 ) -> None:
     """The same requests to both, in float32: log-likelihoods within 1e-4, and greedy texts equal."""
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm-eval")
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install --no-deps lm-eval==0.4.13")
     huggingface = importlib.import_module("lm_eval.models.huggingface")
     instance = importlib.import_module("lm_eval.api.instance")
     ours = model_class()(subject, batch_tokens=300)

@@ -16,7 +16,7 @@ from ..spec_module import spec_lines
 from .score import Work
 from .subject import Subject
 
-SPREAD = 16  # tokens that prompts of a batch differ by, at least; an eighth of a long one
+SPREAD = 16  # tokens that prompts of a batch may differ by; half of what they may become, where that is more
 
 Sample = Callable[[Tensor], Tensor]  # logits [B, V] -> ids [B]
 
@@ -83,7 +83,8 @@ def _batches(prompts: Sequence[Prompt], room: int) -> Iterator[list[Prompt]]:
     for prompt in prompts:
         longest = len(batch[0].tokens) if batch else 0
         whole = longest + max((each.max_tokens for each in batch), default=0)
-        if batch and ((len(batch) + 1) * whole > room or len(prompt.tokens) < longest - max(SPREAD, longest // 8)):
+        spread = max(SPREAD, prompt.max_tokens // 2)  # each is a step of the batch, and a batch of its own is more
+        if batch and ((len(batch) + 1) * whole > room or len(prompt.tokens) < longest - spread):
             yield batch
             batch = []
         batch.append(prompt)

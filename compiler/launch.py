@@ -68,6 +68,11 @@ def launch_generate(arguments: tuple[str, ...]) -> None:
     sys.exit(_runtime("serve.generate").main(list(arguments)))
 
 
+def launch_eval(arguments: tuple[str, ...]) -> None:
+    """Runs the runtime's evaluation."""
+    sys.exit(_runtime("eval.command").main(list(arguments)))
+
+
 def require_gpu() -> None:
     """Raises the runtime's problem where nothing runs kernels: before a spec is compiled for nothing."""
     if not _runtime("kernels.choice").can_run():

@@ -22,6 +22,7 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "train": "run",
     "merge": "run",
     "generate": "run",
+    "runs": "runs",
     "import": "weights",
     "tune": "tune",
     "bench": "bench",

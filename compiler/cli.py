@@ -23,6 +23,8 @@ COMMANDS = {  # in the order that help lists them -> the file of commands/ that 
     "merge": "run",
     "generate": "run",
     "eval": "run",
+    "runs": "runs",
+    "diff": "diff",
     "import": "weights",
     "tune": "tune",
     "bench": "bench",

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, how it comes to be all at once, and what it remembers.
 
 run.json  environment.json  tokenizer.json  code/<model>/  data/  checkpoints/  train.jsonl  result.json  loss.png
+lock  profile/  tensorboard/
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from .fit import Fit, choose, refusal, smallest
 from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_json
 from .kept import Position, find_sound
 from .ledger import Ledger, table
+from .lock import require_free
 from .options import Options
 from .recipe import Plan, Precision, Recipe
 from .saver import settle
@@ -130,6 +131,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             f"--resume: {options.out} holds an imported model, not a training run", "begin one with another --out"
         )
     _require_same_spec(before, recipe, folder, package, trainer)
+    require_free(options.out)
     settle(folder.checkpoints)
     checkpoint, position, damaged = find_sound(folder.checkpoints)
     if options.seed not in (None, before.seed):

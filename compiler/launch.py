@@ -68,6 +68,21 @@ def launch_generate(arguments: tuple[str, ...]) -> None:
     sys.exit(_runtime("serve.generate").main(list(arguments)))
 
 
+def launch_eval(arguments: tuple[str, ...]) -> None:
+    """Runs the runtime's evaluation."""
+    sys.exit(_runtime("eval.command").main(list(arguments)))
+
+
+def launch_runs(paths: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
+    """Prints a list of runs, or a comparison."""
+    print(_runtime("train.runs").show(paths, plot, as_json))
+
+
+def launch_diff(run: Path, other: str, options: dict[str, object]) -> None:
+    """Compares two models; exits with 1 where they differ."""
+    _runtime("diff.run").main(run, other, **options)
+
+
 def require_gpu() -> None:
     """Raises the runtime's problem where nothing runs kernels: before a spec is compiled for nothing."""
     if not _runtime("kernels.choice").can_run():

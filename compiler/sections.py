@@ -186,7 +186,7 @@ TRAIN_KEYS = {
         _key("schedule", Kind.RECORD, records=SCHEDULES, doc="how the learning rate goes"),
         _key("init", Kind.RECORD, records=INITS, doc="how weights begin"),
         _key("save.every", Kind.INT, doc="steps from checkpoint to checkpoint"),
-        _key("save.keep", Kind.INT, doc="how many checkpoints are kept"),
+        _key("save.keep", Kind.INT, doc="how many of the last checkpoints are kept, besides the best"),
         _key("hold", Kind.RECORD, records=(EWC,), doc="to the weights of the run that it begins with"),
         _key("balance.speed", Kind.FLOAT, doc="how far the bias of `balance_bias` moves after each step"),
     )

@@ -93,6 +93,12 @@ def add_spec_line(error: BaseException, folder: Path | None) -> None:
         return
 
 
+def spec_line(file: Path, line: int) -> str:
+    """`specs/x.dsk:17: x += attention(...)`, where a line of generated code comes from; empty where nothing says so."""
+    found = _lookup(file.parent / SOURCE_MAP, file.name, line)
+    return f"{found[0]}:{found[1]}: {found[2]}" if found is not None else ""
+
+
 def _folder(module: ModuleType) -> Path | None:
     file = getattr(module, "__file__", None)
     return Path(file).parent if file else None

@@ -46,3 +46,13 @@ def merge_command(run: Path, out: Path) -> None:
     with runtime_problems():
         launch_merge(run, out)
     click.echo(f"merged: {out}")
+
+
+@click.command(name="eval", context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def eval_command(arguments: tuple[str, ...]) -> None:
+    """Score a run, or compare two: dskc eval RUN --tasks FILE."""
+    from ..launch import launch_eval
+
+    with runtime_problems():
+        launch_eval(arguments)

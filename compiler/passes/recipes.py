@@ -254,7 +254,7 @@ class _Reader:
         """What is said of a key, as what the key takes; POISON where it was reported that it is not."""
         value = self.binder.value(parameter, said.value, self._frame(said.scope, graph))
         if value is not POISON and said.patches:
-            value = self._patched(parameter, value, said)
+            value = self._patched(parameter, value, said, graph)
         if isinstance(value, Fraction) and not self._fits(key, value, said):
             return POISON
         if isinstance(value, Record):
@@ -286,14 +286,14 @@ class _Reader:
         span = section.sections.get(head, said.key.span) if last == head else said.key.span
         self._report("DSK0170", f"{where} has no key `{last}`", span, label)
 
-    def _patched(self, parameter: Parameter, value: Expressed, said: Said) -> Expressed:
+    def _patched(self, parameter: Parameter, value: Expressed, said: Said, graph: Graph | None) -> Expressed:
         if not isinstance(value, Record):
             self._report("DSK0141", f"`{parameter.name}` takes no arguments to change", said.patches[0][0].span)
             return value
         signature = next(r for r in parameter.records if r.name == value.name)
         arguments = dict(value.arguments)
         for argument, scope in said.patches:
-            bound = self.binder.bind(signature, (argument,), self._frame(scope, None), None)
+            bound = self.binder.bind(signature, (argument,), self._frame(scope, graph), None)
             if bound:
                 arguments.update(bound[0])
         return Record(value.name, tuple(arguments.items()))

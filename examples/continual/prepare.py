@@ -33,9 +33,7 @@ def main(folder: Path) -> None:
         to.mkdir(parents=True, exist_ok=True)
         held_out = np.arange(len(chosen)) < len(chosen) // 5
         labels = found.target[chosen].astype(np.int64)
-        save_file(
-            {"image": patches(images), "image_label": labels, "held_out": held_out}, to / "digits.safetensors"
-        )
+        save_file({"image": patches(images), "image_label": labels, "held_out": held_out}, to / "digits.safetensors")
         print(f"{to}: {len(chosen):,} images of {digits[0]} to {digits[-1]}, {int(held_out.sum())} held out")
 
 

@@ -1,6 +1,8 @@
 """From files of text and of records to batches."""
 
 from .batch import IGNORED, Batch
+from .bins import Bins
+from .collate import Example, answer, collate
 from .corpus import Corpus, Document, find_documents
 from .entropy import unigram_entropy
 from .fields import Fields, Input, Task
@@ -17,9 +19,11 @@ __all__ = [
     "END_OF_TEXT",
     "IGNORED",
     "Batch",
+    "Bins",
     "Corpus",
     "DataSettings",
     "Document",
+    "Example",
     "Fields",
     "Input",
     "Loader",
@@ -30,6 +34,8 @@ __all__ = [
     "Task",
     "TextSource",
     "TokenData",
+    "answer",
+    "collate",
     "end_of_text",
     "find_documents",
     "load_tokenizer",

@@ -18,6 +18,7 @@ class Batch:
     targets_BS: int64, the token after each; IGNORED after the end of a document, where the next one is not predictable.
     documents_BS: int32, the number of the document within its row, from 0 and growing; attention must not cross it.
     inputs: the model's other inputs that these rows have, by name, [B, ..] each.
+    padding: positions that hold no token, so that all rows are of one length.
     labels: what `classify` and `regress` terms compare with, by the name of the result: int64 [B], or float [B, ..].
     """
 
@@ -26,6 +27,7 @@ class Batch:
     documents: Tensor | None = None
     inputs: dict[str, Tensor] = field(default_factory=dict)
     labels: dict[str, Tensor] = field(default_factory=dict)
+    padding: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on the device; from pinned memory without waiting for the copy."""
@@ -45,6 +47,7 @@ class Batch:
             documents,
             {name: move(x) for name, x in self.inputs.items()},
             {name: move(x) for name, x in self.labels.items()},
+            self.padding,
         )
 
     @property
@@ -60,6 +63,6 @@ class Batch:
 
     @property
     def positions(self) -> int:
-        """In the model's sequence, of all rows: of every input its second axis."""
+        """In the model's sequence, of all rows, without padding: of every input its second axis."""
         given = [*self.inputs.values(), *([] if self.tokens is None else [self.tokens])]
-        return sum(len(x) * (x.shape[1] if x.dim() > 1 else 1) for x in given)
+        return sum(len(x) * (x.shape[1] if x.dim() > 1 else 1) for x in given) - self.padding

@@ -14,8 +14,10 @@ from typing import ClassVar
 
 from ..problem import Problem
 from .cleaning import Cleaner, Measure
+from .hub import PREFIX, Fetched, fetch
 from .jsonl import SUFFIXES, Jsonl
 from .near_duplicates import near_duplicates, sign
+from .parquet import SUFFIX, Parquet
 from .progress import progress
 from .settings import DataSettings
 from .table import Row, Table, read_texts, row_of
@@ -116,7 +118,7 @@ class Corpus:
 
 def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings: DataSettings | None = None) -> Corpus:
     """Every regular file under the paths that is UTF-8 text, each once, folders in sorted order; of a table (JSON
-    lines) every row.
+    lines, Parquet, a data set `hf:NAME`) every row.
 
     Hidden files and folders and `__pycache__` are passed over, and so is `exclude` (the run's own folder). Files that
     are empty, binary, not UTF-8 or unreadable, rows that are no text, and what the settings leave out are counted by
@@ -127,21 +129,18 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings:
     template, cleaner = template_of(settings), Cleaner(settings)
     documents: list[Document | Row] = []
     left_out = Corpus(())
-    seen: set[Path] = set()
-    for path in paths:
-        if not path.exists():
-            raise Problem(f"--data {path}: there is no such file or folder")
-        named = not path.is_dir()
-        for file in [path] if named else _walk(path, exclude):
-            resolved = file.resolve()
-            if resolved in seen:
-                continue
-            seen.add(resolved)
-            name = file.name if named else file.relative_to(path).as_posix()
-            if (table := _table(file, name, template)) is not None:
-                documents += _rows(table, cleaner, left_out, named)
-            elif (document := _file(file, name, cleaner, left_out, named)) is not None:
+    files = [(file, _table(file, template, settings)) for file in _files(paths, exclude)]
+    sizes = [_size(file.path if table is None else table.path) for file, table in files]
+    with progress("reading", sum(sizes), "B") as done:
+        for (file, table), left in zip(files, sizes, strict=True):
+            if table is not None:
+                for row in _rows(table, cleaner, left_out, file.named):
+                    documents.append(row)
+                    left -= row.size  # about what it takes of the file
+                    done(row.size)
+            elif (document := _document(file, cleaner, left_out)) is not None:
                 documents.append(document)
+            done(left)
     if not documents:
         where = ", ".join(str(path) for path in paths)
         counted = left_out.summary().partition("; ")[2]
@@ -154,9 +153,46 @@ def find_documents(paths: Sequence[Path], exclude: Path | None = None, settings:
     return Corpus(tuple(documents), left_out.skipped, left_out.examples)
 
 
-def _table(file: Path, name: str, template: Template) -> Table | None:
-    """The file as one of rows, or None when it is plain text."""
-    return Jsonl(file, name, template) if file.name.endswith(SUFFIXES) else None
+@dataclass(frozen=True)
+class _File:
+    """name: as Document has it. named: the user named the file itself, and not a folder that it is in."""
+
+    path: Path
+    name: str
+    named: bool
+
+
+def _files(paths: Sequence[Path], exclude: Path | None) -> list[_File]:
+    """Every file once. Raises Problem for a path that does not exist."""
+    found: dict[Path, _File] = {}
+    for path in paths:
+        if _is_data_set(path):
+            found.setdefault(path, _File(path, str(path), True))
+        elif not path.exists():
+            raise Problem(f"--data {path}: there is no such file or folder")
+        elif path.is_dir():
+            for file in _walk(path, exclude):
+                found.setdefault(file.resolve(), _File(file, file.relative_to(path).as_posix(), False))
+        else:
+            found.setdefault(path.resolve(), _File(path, path.name, True))
+    return list(found.values())
+
+
+def _is_data_set(path: Path) -> bool:
+    return str(path).startswith(PREFIX) and not path.exists()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _table(file: _File, template: Template, settings: DataSettings) -> Table | None:
+    """The file as one of rows, or None when it is plain text. A data set is fetched."""
+    if _is_data_set(file.path):
+        return fetch(file.name, template, settings.max_rows)
+    if file.name.endswith(SUFFIXES):
+        return Jsonl(file.path, file.name, template)
+    return Parquet(file.path, file.name, template) if file.name.endswith(SUFFIX) else None
 
 
 def _rows(table: Table, cleaner: Cleaner, left_out: Corpus, named: bool) -> Iterator[Row]:
@@ -176,24 +212,24 @@ def _rows(table: Table, cleaner: Cleaner, left_out: Corpus, named: bool) -> Iter
         left_out.skip(f"{table.name}:{number}", row)
     if named and not some:
         raise Problem(
-            f"--data {table.path}: there is no text in it{first}",
+            f"--data {table.name if isinstance(table, Fetched) else table.path}: there is no text in it{first}",
             "--text-field names the field that holds the text, and --join joins several",
         )
 
 
-def _file(path: Path, name: str, cleaner: Cleaner, left_out: Corpus, named: bool) -> Document | None:
+def _document(file: _File, cleaner: Cleaner, left_out: Corpus) -> Document | None:
     """The file as a document, or None when it is none or does not stay, which is counted. Raises Problem when a file
     named itself is no text.
     """
-    found, measure = _read(path, name)
+    found, measure = _read(file.path, file.name)
     if isinstance(found, Document):
-        unfit = cleaner.unfit(name, bytes.fromhex(found.sha256), measure)
+        unfit = cleaner.unfit(file.name, bytes.fromhex(found.sha256), measure)
         if unfit is None:
             return found
         found = unfit
-    if named and measure.blank:
-        raise Problem(f"--data {path}: this file is {found}", "name files of UTF-8 text, or folders of them")
-    left_out.skip(name, found)
+    if file.named and measure.blank:
+        raise Problem(f"--data {file.path}: this file is {found}", "name files of UTF-8 text, or folders of them")
+    left_out.skip(file.name, found)
     return None
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """Within, a bar on a terminal that what is given moves on by a number of units (of `B`, bytes); nothing elsewhere.
 
     It is gone at the end: the lines that stay are said by who uses it.

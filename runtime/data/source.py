@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from .batch import Batch
-from .loader import Loader, pack, windows
+from .loader import Loader, pack_sequences
 from .order import Order
 from .records import TOKENS, Records
 from .tokens import TokenData
@@ -32,7 +32,11 @@ class Source(Protocol):
 
     @property
     def positions(self) -> int:
-        """Of a row, in the model's sequence."""
+        """Of a row, in the model's sequence, with padding."""
+        ...
+
+    def filled(self, rows: int) -> int:
+        """Positions in the model's sequence of the first so many rows since training began, without padding."""
         ...
 
     def batch(self, start: int, count: int) -> Batch:
@@ -46,16 +50,18 @@ class Source(Protocol):
 
 @dataclass
 class TextSource:
-    """Packed sequences of `length` tokens, for an input of ids."""
+    """Sequences of `length` tokens, for an input of ids; packing as in Loader."""
 
     tokens: TokenData
     length: int
     seed: int
     name: str = TEXT
     input: str = TOKENS
+    packing: str = "stream"
 
     def __post_init__(self) -> None:
-        self.loader = Loader(self.tokens.train, self.length, self.tokens.manifest.end, self.seed)
+        end = self.tokens.manifest.end
+        self.loader = Loader(self.tokens.train, self.length, end, self.seed, self.packing)
 
     @property
     def count(self) -> int:
@@ -65,16 +71,18 @@ class TextSource:
     def positions(self) -> int:
         return self.length
 
+    def filled(self, rows: int) -> int:
+        return self.loader.filled(rows)
+
     def batch(self, start: int, count: int) -> Batch:
         return self._as_input(self.loader.batch(start, count))
 
     def held_out(self, most: int, microbatch: int) -> Iterator[Batch]:
-        held, length = self.tokens.held, self.length
-        count = windows(len(held), length)
-        count += count * length + 1 < len(held)  # the rest, padded
-        index = evenly(count, max(1, most // length))
+        end = self.tokens.manifest.end
+        sequences = pack_sequences(self.tokens.held, self.length, end, self.packing, rest=True)
+        index = evenly(sequences.count, max(1, most // self.positions))
         for start in range(0, len(index), microbatch):
-            yield self._as_input(pack(held, index[start : start + microbatch], length, self.tokens.manifest.end))
+            yield self._as_input(sequences.take(index[start : start + microbatch]))
 
     def _as_input(self, batch: Batch) -> Batch:
         if self.input == TOKENS or batch.tokens is None:
@@ -103,6 +111,9 @@ class RecordSource:
     @property
     def positions(self) -> int:
         return self.records.positions
+
+    def filled(self, rows: int) -> int:
+        return rows * self.records.positions
 
     def batch(self, start: int, count: int) -> Batch:
         return self._pick(self.records.train[self._order.indices(start, count)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ..problem import Problem
 from .corpus import Document
+from .progress import progress
 from .table import Row, read_texts
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,7 +46,8 @@ def train_tokenizer(documents: Sequence[Document | Row], vocabulary: int) -> Tok
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_pieces(documents), trainer=trainer)
+    with progress("training a tokenizer", sum(document.bytes for document in documents), "B") as done:
+        tokenizer.train_from_iterator(_pieces(documents, done), trainer=trainer)
     return tokenizer
 
 
@@ -88,6 +90,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _pieces(documents: Sequence[Document | Row]) -> Iterator[str]:
-    for _, pieces in read_texts(documents):
+def _pieces(documents: Sequence[Document | Row], done: Callable[[int], None]) -> Iterator[str]:
+    for document, pieces in read_texts(documents):
         yield from pieces
+        done(document.bytes)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,15 +14,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..problem import Problem
+from .bins import Tokens
 from .corpus import Corpus, Document
-from .loader import Tokens
+from .progress import progress
 from .split import split_held_out
 from .table import Row, read_texts
 from .tokenizer import encode, end_of_text, load_tokenizer, train_tokenizer
 
 FORMAT = 1  # of these files; another number is rebuilt
 MANIFEST = "manifest.json"
-BATCH = 64  # pieces of text encoded at a time, on all cores
+BATCH = 1 << 22  # characters of text encoded at a time, on all cores
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def prepare_tokens(
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     dtype = np.dtype(np.uint16 if largest < 2**16 else np.uint32)
     counts = [
-        _encode_to(folder / f"{name}.tokens", documents, tokenizer, end, dtype)
-        for name, documents in (("train", training), ("held", held))
+        _encode_to(folder / f"{name}.tokens", documents, tokenizer, end, dtype, f"tokenizing, {what}")
+        for name, documents, what in (("train", training, "to train on"), ("held", held, "held out"))
     ]
     manifest = Manifest(
         format=FORMAT,
@@ -136,17 +138,32 @@ def open_tokens(folder: Path) -> TokenData:
     return TokenData(arrays[0], arrays[1], manifest)
 
 
-def _encode_to(path: Path, documents: Sequence[Document | Row], tokenizer: Tokenizer, end: int, dtype: np.dtype) -> int:
-    """Write the documents' ids, each closed by `end`; how many they are."""
+def _encode_to(
+    path: Path, documents: Sequence[Document | Row], tokenizer: Tokenizer, end: int, dtype: np.dtype, what: str
+) -> int:
+    """Write the documents' ids, each closed by `end`; how many they are.
+
+    While all cores encode a batch of pieces, the one before is written and the one after is read.
+    """
     count = 0
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    size = sum(document.bytes for document in documents)
+    with partial.open("wb") as file, ThreadPoolExecutor(1) as pool, progress(what, size, "B") as done:
+
+        def write(pieces: list[tuple[str, bool]], encoded: list[list[int]]) -> int:
+            joined = [each for (_, last), ids in zip(pieces, encoded, strict=True) for each in (*ids, *[end] * last)]
+            np.asarray(joined, dtype).tofile(file)
+            done(sum(len(text.encode()) for text, _ in pieces))
+            return len(joined)
+
+        waiting: tuple[list[tuple[str, bool]], Future[list[list[int]]]] | None = None
         for pieces in _batches(documents):
-            for (_, last), ids in zip(pieces, encode(tokenizer, [text for text, _ in pieces]), strict=True):
-                if last:
-                    ids.append(end)
-                np.asarray(ids, dtype).tofile(file)
-                count += len(ids)
+            coming = pool.submit(encode, tokenizer, [text for text, _ in pieces])
+            if waiting is not None:
+                count += write(waiting[0], waiting[1].result())
+            waiting = pieces, coming
+        if waiting is not None:
+            count += write(waiting[0], waiting[1].result())
     os.replace(partial, path)
     return count
 
@@ -154,15 +171,17 @@ def _encode_to(path: Path, documents: Sequence[Document | Row], tokenizer: Token
 def _batches(documents: Sequence[Document | Row]) -> Iterator[list[tuple[str, bool]]]:
     """Pieces of the documents, some at a time; each with whether it is the last of its document."""
     batch: list[tuple[str, bool]] = []
+    chars = 0
     for _, pieces in read_texts(documents):
         ahead = ""
         for piece in pieces:
             if ahead:
                 batch.append((ahead, False))
             ahead = piece
-            if len(batch) >= BATCH:
+            chars += len(piece)
+            if chars >= BATCH:
                 yield batch
-                batch = []
+                batch, chars = [], 0
         batch.append((ahead, True))
     if batch:
         yield batch

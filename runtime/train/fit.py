@@ -24,14 +24,21 @@ class Fit:
 
 
 def choose(
-    ledger: Ledger, recipe: Recipe, precision: Precision, plan: Plan, available: int, device_type: str
+    ledger: Ledger,
+    recipe: Recipe,
+    precision: Precision,
+    plan: Plan,
+    available: int,
+    device_type: str,
+    unit: int | None = None,
 ) -> Fit | None:
     """The fastest choice that needs no more than `available` bytes, or None when none does. What the plan sets stays.
+    unit: the rows that a microbatch must divide, in a run of several sources that goes on.
 
     Large microbatches first, and nothing recomputed; once they are so small that a device is not kept busy,
     recomputing as few layers as needed comes before making them smaller still.
     """
-    microbatches = candidates(recipe, plan, device_type)
+    microbatches = [n for n in candidates(recipe, plan, device_type) if unit is None or unit % n == 0]
     least = LEAST[device_type] / recipe.length
     layers = range(ledger.layers + 1)
     if plan.recompute != "auto":

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, how it comes to be all at once, and what it remembers.
 
 run.json  environment.json  tokenizer.json  code/<model>/  data/  checkpoints/  train.jsonl  result.json  loss.png
+lock  profile/  tensorboard/
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Facts:
 
     model: name of the package under code/. trainer: file in it that trains. steps: to train for in all. microbatch,
     recompute: as chosen when it began, kept so that a resumed run computes the same numbers. threads: of torch on the
-    CPU, on which they depend there. sources, mix: what it is trained on, and in which proportion. data: how it was
-    read.
+    CPU, on which they depend there. sources, mix: what it is trained on, and in which proportion; unit: how
+    many rows of one source follow one another (0: the microbatch). data: how it was read.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Facts:
     base: str = ""  # the run whose weights it began with
     sources: tuple[str, ...] = (TEXT,)
     mix: tuple[int, ...] = (1,)
+    unit: int = 0
     data: DataSettings = field(default_factory=DataSettings)
 
 

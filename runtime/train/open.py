@@ -18,11 +18,14 @@ from .fit import Fit, choose, refusal, smallest
 from .folder import Facts, RunFolder, Staging, copy_package, require_new, write_json
 from .kept import Position, find_sound
 from .ledger import Ledger, table
+from .lock import require_free
 from .options import Options
 from .recipe import Plan, Precision, Recipe
 from .saver import settle
 from .sources import digest_of, find_data, mix_of, open_sources, prepare_sources, require_same_settings
 from .start import base_of
+
+MUCH_PADDING = 0.1  # of all positions: worth a word
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         threads=torch.get_num_threads(),
         deterministic=options.deterministic,
         sources=given.names,
+        unit=fit.microbatch,
         base=str(base.path.resolve()) if base is not None else "",
         data=settings,
     )
@@ -87,7 +91,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
         tokenizer = options.tokenizer
         if tokenizer is None and base is not None and base.tokenizer.is_file():
             tokenizer = base.tokenizer
-        sources = prepare_sources(given, folder, recipe, tokenizer, facts.seed)
+        sources = prepare_sources(given, folder, recipe, tokenizer, facts.seed, settings.packing)
         for source in sources:
             if isinstance(source, TextSource):
                 source.loader.require(recipe.sequences)
@@ -101,7 +105,7 @@ def open_new(options: Options, recipe: Recipe, ledger: Ledger, package: Path, tr
             raise Problem(f"--out {options.out} cannot be written: {error.strerror or error}") from error
         raise
     _count(sources, facts)
-    return Opened(RunFolder(options.out), facts, device, Mixture(sources, facts.mix), staging)
+    return Opened(RunFolder(options.out), facts, device, Mixture(sources, facts.mix, facts.unit), staging)
 
 
 def _base(options: Options, recipe: Recipe) -> RunFolder | None:
@@ -138,6 +142,7 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
             f"--resume: {options.out} holds an imported model, not a training run", "begin one with another --out"
         )
     _require_same_spec(before, recipe, folder, package, trainer)
+    require_free(options.out)
     settle(folder.checkpoints)
     checkpoint, position, damaged = find_sound(folder.checkpoints)
     if options.seed not in (None, before.seed):
@@ -162,9 +167,14 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
         torch.set_num_threads(before.threads)  # sums over several threads depend on how many they are
     sources = _sources_again(options, folder, before, recipe, position)
     kernels = options.kernels or before.kernels
-    fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options)
+    unit = before.unit or before.microbatch
+    if plan.microbatch is not None:
+        Mixture(sources, before.mix, unit).require(plan.microbatch)
+    within = unit if len(sources) > 1 else None
+    fit = _fit(_with_kernels(ledger, kernels, device), recipe, precision, plan, device, options, within)
     facts = replace(
         before,
+        unit=unit,
         kernels=kernels,
         precision=precision,
         plan=name,
@@ -184,12 +194,12 @@ def open_resumed(options: Options, recipe: Recipe, ledger: Ledger, package: Path
     changed = [
         f"{field.name} {getattr(before, field.name)} -> {getattr(facts, field.name)}"
         for field in fields(Facts)
-        if field.name not in ("recipe", "save_every", "plan")
+        if field.name not in ("recipe", "save_every", "plan", "unit")
         and getattr(before, field.name) != getattr(facts, field.name)
     ]
     if changed:
         print("note: not as before, so losses may differ from the unbroken run: " + ", ".join(changed), flush=True)
-    data = Mixture(sources, facts.mix)
+    data = Mixture(sources, facts.mix, facts.unit)
     return Opened(folder, facts, device, data, checkpoint=checkpoint, position=position, damaged=tuple(damaged))
 
 
@@ -226,14 +236,20 @@ def _with_kernels(ledger: Ledger, kernels: str, device: torch.device) -> Ledger:
 
 
 def _fit(
-    ledger: Ledger, recipe: Recipe, precision: Precision, plan: Plan, device: torch.device, options: Options
+    ledger: Ledger,
+    recipe: Recipe,
+    precision: Precision,
+    plan: Plan,
+    device: torch.device,
+    options: Options,
+    unit: int | None = None,
 ) -> Fit:
-    """What fits on the device now, or the Problem that nothing does."""
+    """What fits on the device now, or the Problem that nothing does. unit: as `choose` has it."""
     free = available_memory(device)
 
     def fit(precision: Precision, plan: Plan) -> Fit | None:
         available = min(free, plan.memory_limit or free)
-        return choose(ledger, recipe, precision, plan, available, device.type)
+        return choose(ledger, recipe, precision, plan, available, device.type, unit)
 
     found = fit(precision, plan)
     if found is not None:
@@ -261,9 +277,9 @@ def _sources_again(
                 f"--data is not the {what} that this run was trained on: now it is {given.summary()}",
                 f"leave --data out to go on with what lies in {folder.data}, or begin another run",
             )
-        sources = prepare_sources(given, folder, recipe, options.tokenizer, before.seed)
+        sources = prepare_sources(given, folder, recipe, options.tokenizer, before.seed, before.data.packing)
     else:
-        sources = open_sources(folder, before.sources, recipe, before.seed)
+        sources = open_sources(folder, before.sources, recipe, before.seed, before.data.packing)
         if digest_of(sources) != position.text:
             raise Problem(f"{folder.data} is not what this run was trained on", "name the data again with --data")
     if options.mix is not None and mix_of(sources, options.mix) != before.mix:
@@ -336,6 +352,10 @@ def _count(sources: tuple[Source, ...], facts: Facts) -> None:
                 f"{manifest.bytes / max(1, manifest.train_tokens + manifest.held_tokens):.2f} bytes a token",
                 flush=True,
             )
+            loader = source.loader
+            padded = f", {loader.padding:.1%} padding" if loader.packing != "stream" else ""
+            padded += "; --packing stream has none" if loader.padding > MUCH_PADDING else ""
+            print(f"packing: {loader.count:,} sequences of {loader.length:,}{padded}", flush=True)
     if len(sources) > 1:
         shares = (
             f"{weight / sum(facts.mix):.1%} {name}" for name, weight in zip(facts.sources, facts.mix, strict=True)

@@ -37,6 +37,8 @@ class Options:
     microbatch: int | None = None
     deterministic: bool = False
     kernels: str | None = None
+    tensorboard: bool = False
+    profile: tuple[int, int] | None = None
     plans: Mapping[str, Plan] | None = None
 
 
@@ -62,6 +64,8 @@ def parse_options(recipe: Recipe, plans: Mapping[str, Plan], arguments: Sequence
         microbatch=given.microbatch,
         deterministic=given.deterministic,
         kernels=given.kernels,
+        tensorboard=given.tensorboard,
+        profile=given.profile,
         plans=plans,
     )
 
@@ -79,7 +83,7 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         type=Path,
         default=[],
         metavar="PATH",
-        help="text (UTF-8, or .jsonl), folders of it (NAME=PATH: for that input), and .safetensors files of records",
+        help="text (UTF-8, .jsonl, .parquet, hf:NAME), folders of it (NAME=PATH: for that input), .safetensors records",
     )
     add(
         "--mix",
@@ -133,6 +137,13 @@ def _parser(recipe: Recipe, plans: Mapping[str, Plan]) -> argparse.ArgumentParse
         help="on a GPU, only kernels that give the same bits each time, so that a resumed run repeats the unbroken one "
         "exactly; slower (a CPU does so anyway)",
     )
+    add("--tensorboard", action="store_true", help="write event files for TensorBoard into the run's folder, too")
+    add(
+        "--profile",
+        type=_window,
+        metavar="FIRST:LAST",
+        help="profile these steps, counted from 1: a trace for Chrome, and a table of operations, in the run's folder",
+    )
     return parser
 
 
@@ -140,13 +151,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     """How data is read, which cannot change on the way; None where nothing is said."""
     group = parser.add_argument_group("reading --data", "settled when a run begins")
     which = group.add_mutually_exclusive_group()
-    which.add_argument(
-        "--text-field", metavar="NAME", help="the field of a row (a line of JSON) that is its text (text)"
-    )
+    which.add_argument("--text-field", metavar="NAME", help="the field of a row that is its text (text)")
     which.add_argument(
         "--join", metavar="TEMPLATE", help='several fields in one text instead, like "{title} [SEP] {content}"'
     )
     add = group.add_argument
+    add("--max-rows", type=_at_least(1), metavar="N", help="of each hf: data set, only the first N rows")
     add("--min-chars", type=_at_least(0), metavar="N", help="leave out texts of fewer characters")
     add("--max-chars", type=_at_least(1), metavar="N", help="leave out texts of more characters")
     add(
@@ -163,6 +173,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="leave out texts that have this share of their runs of five words in common with an earlier one, such as "
         "0.8 (default: keep them)",
     )
+    add(
+        "--packing",
+        choices=("bestfit", "stream"),
+        help="into sequences: texts whole as far as they fit, or one stream of them cut anywhere (default: bestfit)",
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -178,6 +193,13 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _window(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two steps such as 10:12")
+    return int(first), int(last)
 
 
 def _share(text: str) -> float:

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -24,6 +24,7 @@ from ..data.source import TEXT
 from ..optim.init import Initialiser
 from ..optim.loss_scale import LossScale
 from ..optim.optimizer import Optimizer, trainable
+from ..problem import Problem
 from .anchor import Anchor, fisher_of
 from .checkpoint import State, read_checkpoint
 from .device import used_memory
@@ -35,6 +36,7 @@ from .fp8 import use_fp8
 from .kept import Position, set_aside
 from .ledger import Ledger
 from .load import build_model
+from .lock import locked
 from .log import Line, Log, read_lines
 from .open import Opened, open_new, open_resumed
 from .options import Options
@@ -46,6 +48,7 @@ from .skips import Skips
 from .sources import digest_of
 from .start import adapt, earlier_data, read_base
 from .stop import Stop
+from .watch import Watch
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -86,6 +89,7 @@ class Run:
         self._digest = digest_of(self._data.sources)
         self._stop = Stop()
         self._progress = Progress(self.steps, self._stop)
+        self._watch = Watch.of(self.folder, self._progress, self.facts, ledger, self.device)
         self._saver = Saver(self.folder.checkpoints, recipe.save_keep)
         self._losses: dict[str, Tensor] = {}
         self._counted: dict[str, int] = {}  # in how many batches of the step a term was there
@@ -108,7 +112,14 @@ class Run:
         written_in = Path(inspect.getfile(objective))  # a package has a trainer for each `train` section
         trainer = written_in.name if written_in.parent.resolve() == package.resolve() else "train.py"
         opened = (open_resumed if options.resume else open_new)(options, recipe, ledger, package, trainer)
-        return cls(opened, recipe, ledger, objective)
+        run = cls(opened, recipe, ledger, objective)
+        try:
+            run._watch.ask(options, run.done, run.steps)
+        except Problem:
+            if opened.staging is not None:
+                opened.staging.discard()
+            raise
+        return run
 
     @property
     def accumulation(self) -> int:
@@ -160,6 +171,7 @@ class Run:
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take up the checkpoint of a resumed run; these are what checkpoints hold from now on."""
         self.model, self.optimizer, self._dropped = model, optimizer, Dropped(model)
+        self._watch.look_at(model)
         if self._opened.checkpoint is not None:
             state: dict[str, State] = {"model": self._weights(), "optimizer": optimizer.state_dict()}
             read_checkpoint(self._opened.checkpoint, state)
@@ -171,14 +183,19 @@ class Run:
         """
         if self._opened.staging is not None:
             self._opened.staging.commit()
-        else:
-            for path in self._opened.damaged:
-                set_aside(path)
-            self.folder.write(self.facts)
-            write_json(self.folder.path / "environment.json", environment(self.device))
-        self._log = Log.open(self.folder.log, after=self.done)
-        with closing(self._log), self._stop.listening():
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.folder.path))
+            if self._opened.staging is None:
+                for path in self._opened.damaged:
+                    set_aside(path)
+                self.folder.write(self.facts)
+                write_json(self.folder.path / "environment.json", environment(self.device))
+            self._log = stack.enter_context(closing(Log.open(self.folder.log, after=self.done)))
+            self._watch.start(self.done, self.facts.precision.compute)
+            stack.enter_context(closing(self._watch))
+            stack.enter_context(self._stop.listening())
             for step in range(self.done, self.steps):
+                self._watch.begin(step + 1)
                 self._began = time.monotonic()
                 torch.manual_seed(_mix(self.facts.seed, step))  # dropout and rounding are functions of seed and step
                 yield step
@@ -190,9 +207,8 @@ class Run:
         """
         self._losses, self._counted, self._positions = {}, {}, 0
         assert step == self.done, f"step {step} follows {self.done} that are done"
-        first = self._taken // self.facts.microbatch
-        for i in range(first, first + self.accumulation):
-            batch = self._data.batch(i, self.facts.microbatch)
+        rows = self.accumulation * self.facts.microbatch
+        for batch in self._data.batches(self._taken, self._taken + rows, self.facts.microbatch):
             self._positions += batch.positions
             yield batch.to(self.device)
         self.optimizer.guard = self._losses.get("loss")
@@ -239,7 +255,7 @@ class Run:
         elif name := self._skips.count(skipped, {**losses, "loss": loss}):
             self._line["skipped"] = name
             self._progress.say(f"step {step + 1:,} skipped: {self._skips.what}")
-        self._progress.update(step + 1, loss, speed, seconds, used_memory(self.device))
+        self._watch.measure(self._line, speed, seconds)
 
     def finish(self) -> None:
         """Measure held-out loss, write result.json and loss.png, and say how it went."""
@@ -260,6 +276,8 @@ class Run:
             "tokens_per_s": round(self._timed / self._seconds, 1) if self._timed else None,
             "memory": used_memory(self.device),
         }
+        if self._timed and (mfu := self._watch.mfu(self._timed / self._seconds)) is not None:
+            result["mfu"] = round(mfu, 4)
         if skipped := sum("skipped" in line for line in lines):
             result["skipped"] = skipped
         if shares := [line["dropped"] for line in lines if "dropped" in line]:
@@ -284,6 +302,7 @@ class Run:
             self._held = held if last else None
             line |= self._held_out_line(held)
             mark = self._mark(held)
+        self._watch.end(line)
         self._log.write(line)  # before the checkpoint: a resumed run cuts lines off, but cannot add them
         self._skips.require_progress(self.folder.checkpoints)
         if due or self._stop.signal:
@@ -355,10 +374,9 @@ class Run:
         return line
 
     def _trained(self) -> int:
-        """Positions of all batches so far."""
-        rows = self.facts.microbatch
-        counts = self._data.batches(self._taken // rows)
-        return sum(n * rows * source.positions for n, source in zip(counts, self._data.sources, strict=True))
+        """Positions of all batches so far, without padding."""
+        counts = self._data.rows(self._taken)
+        return sum(source.filled(n) for n, source in zip(counts, self._data.sources, strict=True))
 
     def _resume_command(self) -> str:
         script = self.folder.code(self.facts.model) / self.facts.trainer

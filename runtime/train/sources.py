@@ -104,7 +104,7 @@ def require_same_settings(options: Options, before: DataSettings) -> None:
 
 
 def prepare_sources(
-    given: Given, folder: RunFolder, recipe: Recipe, tokenizer: Path | None, seed: int
+    given: Given, folder: RunFolder, recipe: Recipe, tokenizer: Path | None, seed: int, packing: str
 ) -> tuple[Source, ...]:
     """The sources, in their order, whose data lies in the run's folder from now on: tokens, and copies of records.
 
@@ -113,7 +113,7 @@ def prepare_sources(
     sources: dict[str, Source] = {}
     for name, corpus in given.text.items():
         tokens = prepare_tokens(_tokens_folder(folder, name), folder.tokenizer, corpus, recipe.vocabulary, tokenizer)
-        sources[name] = _text_source(name, tokens, recipe, seed)
+        sources[name] = _text_source(name, tokens, recipe, seed, packing)
         tokenizer = folder.tokenizer
     if given.text:
         write_json(folder.data / "cleaning.json", {name: corpus.report() for name, corpus in given.text.items()})
@@ -123,12 +123,15 @@ def prepare_sources(
     return tuple(sources[name] for name in given.names)
 
 
-def open_sources(folder: RunFolder, names: Sequence[str], recipe: Recipe, seed: int) -> tuple[Source, ...]:
+def open_sources(
+    folder: RunFolder, names: Sequence[str], recipe: Recipe, seed: int, packing: str
+) -> tuple[Source, ...]:
     """The sources that a run began with, out of its folder. Raises Problem when their files are missing or damaged."""
     sources: list[Source] = []
     for name in names:
         if name == TEXT or name in recipe.fields.inputs:
-            sources.append(_text_source(name, open_tokens(_tokens_folder(folder, name)), recipe, seed))
+            tokens = open_tokens(_tokens_folder(folder, name))
+            sources.append(_text_source(name, tokens, recipe, seed, packing))
         elif not records_file(folder, name).is_file():
             raise Problem(f"{records_file(folder, name)} is missing", AGAIN)
         else:
@@ -172,9 +175,9 @@ def _tokens_folder(folder: RunFolder, name: str) -> Path:
     return folder.data if name == TEXT else folder.data / name
 
 
-def _text_source(name: str, tokens: TokenData, recipe: Recipe, seed: int) -> TextSource:
+def _text_source(name: str, tokens: TokenData, recipe: Recipe, seed: int, packing: str) -> TextSource:
     entry = TOKENS if name == TEXT else name
-    return TextSource(tokens, recipe.fields.inputs[entry].shape[0], seed, name, entry)
+    return TextSource(tokens, recipe.fields.inputs[entry].shape[0], seed, name, entry, packing)
 
 
 def _text_input(named: Path, fields: Fields) -> tuple[str, Path]:

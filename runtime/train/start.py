@@ -61,7 +61,8 @@ def earlier_data(base: RunFolder) -> Mixture:
     """What a run was trained on, in its order. Raises Problem where its files are missing."""
     facts = base.read()
     assert facts.recipe is not None, f"{base.path} is an import"
-    return Mixture(open_sources(base, facts.sources, facts.recipe, facts.seed), facts.mix)
+    sources = open_sources(base, facts.sources, facts.recipe, facts.seed, facts.data.packing)
+    return Mixture(sources, facts.mix, facts.unit or facts.microbatch)
 
 
 def adapt(model: nn.Module, recipe: Recipe, seed: int) -> dict[str, Adapter]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +25,10 @@ from dskc.runtime.reference import (
     window,
 )
 from dskc.runtime.serve.sampling import Sampler
+from dskc.runtime.train.checkpoint import read_checkpoint
+from dskc.runtime.train.kept import Position
+from dskc.runtime.train.profiled import Window
+from dskc.runtime.train.saver import Saver
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -127,3 +134,37 @@ def test_top_k_ties_and_seeds() -> None:
     logits = torch.randn(3, 1000, device="cuda")
     draws = [Sampler(temperature=1.0, top_k=50, top_p=0.9, seed=1)(logits) for _ in range(2)]
     assert torch.equal(*draws)
+
+
+def test_a_save_never_waits_for_the_device_and_holds_the_state_as_it_was(tmp_path: Path) -> None:
+    weight = torch.zeros(1 << 22, device="cuda")
+    own = Saver(tmp_path, keep=5)
+    for step in range(1, 4):
+        busy = torch.randn(4096, 4096, device="cuda")
+        for _ in range(20):  # the copy is queued behind this, and what follows behind the copy
+            busy = busy @ busy / 64
+        weight.fill_(float(step))
+        if step > 1:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            own.start(Position(step), {"weight": weight}, {}, None, f"step {step}")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        weight.fill_(-1.0)
+        own.wait()
+        found = torch.zeros(1 << 22)
+        read_checkpoint(tmp_path / f"step-{step:08d}", {"model": {"weight": found}})
+        assert bool((found == step).all())
+    assert all(tensor.is_pinned() for tensor in own._host.values())
+
+
+def test_a_profile_has_the_kernels_of_its_steps(tmp_path: Path) -> None:
+    window = Window(2, 3, tmp_path, torch.device("cuda"))
+    x = torch.randn(256, 256, device="cuda")
+    for step in range(1, 5):
+        window.begin(step)
+        x = x @ x / 16
+        window.end(step)
+    kinds = [event.get("cat") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert kinds.count("kernel") >= 4
+    assert "aten::mm" in (tmp_path / "operations.txt").read_text()

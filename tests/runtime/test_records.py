@@ -144,27 +144,85 @@ class Numbered:
     """A source whose batches are only numbers."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.count, self.positions = name, 10, 1
+        self.name, self.count = name, 10
 
     def batch(self, start: int, count: int) -> Batch:
-        return Batch(torch.arange(start, start + count)[:, None])
+        return Batch(inputs={self.name: torch.arange(start, start + count)[:, None]})
 
 
 @settings(deadline=None)
 @given(weights=st.lists(st.integers(1, 9), min_size=1, max_size=4), n=st.integers(0, 200))
 def test_a_mixture_keeps_to_its_shares_and_leaves_nothing_out(weights: list[int], n: int) -> None:
     sources = [Numbered(str(i)) for i in range(len(weights))]
-    mixture = Mixture(sources, weights)
+    mixture = Mixture(sources, weights, unit=3)
     picks = [mixture.pick(i) for i in range(n + 1)]
     for source, weight in enumerate(weights):
         own = [before for which, before in picks if which == source]
         assert own == list(range(len(own)))
         assert abs(len(own) - (n + 1) * weight / sum(weights)) < 1 or len(weights) > 2
         assert abs(len(own) - (n + 1) * weight / sum(weights)) < len(weights)
-    assert Mixture(sources, weights).pick(n) == picks[n]  # whatever was asked for before
-    assert sum(mixture.batches(n)) == n
-    tokens = mixture.batch(n, 3).tokens
-    assert tokens is not None and tokens.flatten().tolist() == [3 * picks[n][1] + i for i in range(3)]
+    assert Mixture(sources, weights, unit=3).pick(n) == picks[n]  # whatever was asked for before
+    assert rows_of(mixture.batch(3 * n, 3)) == [(str(picks[n][0]), 3 * picks[n][1] + i) for i in range(3)]
+
+
+def rows_of(batch: Batch) -> list[tuple[str, int]]:
+    """(source, row) of a batch of a Numbered one."""
+    ((name, rows),) = batch.inputs.items()
+    return [(name, row) for row in rows.flatten().tolist()]
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    weights=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    unit=st.sampled_from([1, 2, 4, 6, 12]),
+    groups=st.integers(1, 4),
+    steps=st.tuples(st.integers(0, 7), st.integers(0, 7)),
+    data=st.data(),
+)
+def test_ranks_see_together_what_one_would_see_whatever_their_number(
+    weights: list[int], unit: int, groups: int, steps: tuple[int, int], data: st.DataObject
+) -> None:
+    """A run begun on some ranks and resumed on others: each step's rows are those of one rank, each once."""
+    sources = [Numbered(str(i)) for i in range(len(weights))]
+    sequences = unit * groups
+    alone = Mixture(sources, weights, unit)
+    taken = 0  # all that a checkpoint knows
+    for part in steps:
+        ranks = data.draw(st.sampled_from(divisors(unit if len(weights) > 1 else sequences)))
+        count = data.draw(st.sampled_from(divisors((unit if len(weights) > 1 else sequences) // ranks)))
+        of_ranks = [Mixture(sources, weights, unit) for _ in range(ranks)]
+        for _ in range(part):
+            seen = [
+                list(mixture.batches(taken, taken + sequences, count, rank, ranks))
+                for rank, mixture in enumerate(of_ranks)
+            ]
+            for together in zip(*seen, strict=True):
+                assert len({name for batch in together for name, _ in rows_of(batch)}) == 1
+            found = [row for batches in seen for batch in batches for row in rows_of(batch)]
+            at_once = sequences if len(weights) == 1 else unit
+            expected = [row for batch in alone.batches(taken, taken + sequences, at_once) for row in rows_of(batch)]
+            assert sorted(found) == sorted(expected)
+            taken += sequences
+    every = [row for at in range(0, taken, unit) for row in rows_of(alone.batch(at, unit))]
+    for source, total in enumerate(alone.rows(taken)):
+        assert sorted(row for name, row in every if name == str(source)) == list(range(total))
+    extra = data.draw(st.integers(0, unit))
+    more = [row for at in range(taken, taken + extra) for row in rows_of(alone.batch(at, 1))]
+    assert alone.rows(taken + extra) == [
+        sum(name == str(source) for name, _ in every + more) for source in range(len(weights))
+    ]
+
+
+def test_a_microbatch_that_would_mix_sources_is_refused() -> None:
+    sources = [Numbered("0"), Numbered("1")]
+    Mixture(sources[:1], [1], unit=4).require(3, 5)
+    Mixture(sources, [1, 1], unit=4).require(2, 2)
+    with pytest.raises(Problem, match="a microbatch of 2 on 4 ranks does not divide the 4 rows"):
+        list(Mixture(sources, [1, 1], unit=4).batches(0, 8, 2, ranks=4))
 
 
 def test_shares_as_written_are_whole_weights() -> None:
@@ -222,7 +280,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, package: Path, data: list[Path]) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(package, "--data", data[0], "--data", *data[1:], "--mix", "2,1,0.5", "--steps", 30, "--out", out)
+    mixed = ["--data", data[0], "--data", *data[1:], "--mix", "2,1,0.5", "--packing", "stream"]
+    train(package, *mixed, "--steps", 30, "--out", out)
     return out
 
 
@@ -274,6 +333,29 @@ def test_a_resumed_mixture_is_the_unbroken_one(
     assert all(torch.equal(here[name], there[name]) for name in there)
 
 
+def test_a_mixture_resumed_with_another_microbatch_sees_the_same_rows(
+    whole: Path, package: Path, data: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for path in list_checkpoints(out / "checkpoints"):
+        if path.name != "step-00000028":
+            shutil.rmtree(path)
+    with pytest.raises(Problem, match="a microbatch of 8 does not divide the 4 rows that come of one source"):
+        train(package, "--resume", "--out", out, "--microbatch", 8)
+    train(package, "--resume", "--out", out, "--microbatch", 2)
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["microbatch"], facts["unit"]) == (2, 4)
+    here, there = (json.loads((run / "result.json").read_text()) for run in (out, whole))
+    assert here["tokens"] == there["tokens"]
+    # the step's loss of each source is the mean over its rows, in whatever microbatches they came (the model has no
+    # dropout); of the first step after the checkpoint, whose weights are the same
+    lines = [log_lines(run)[28] for run in (out, whole)]
+    for term in ("next_token", "classify_kind", "regress_reward"):
+        assert (term in lines[0]) == (term in lines[1])
+        assert lines[0].get(term, 0) == pytest.approx(lines[1].get(term, 0), rel=1e-5)
+
+
 def test_without_shares_epochs_take_equally_long(package: Path, data: list[Path], tmp_path: Path) -> None:
     train(package, "--data", data[0], data[2], "--steps", 1, "--out", tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -285,7 +367,9 @@ def test_without_shares_epochs_take_equally_long(package: Path, data: list[Path]
 def test_text_for_another_input_shares_the_tokenizer(package: Path, data: list[Path], tmp_path: Path) -> None:
     source = write_text(tmp_path / "source", seed=5)
     out = tmp_path / "run"
-    train(package, "--data", data[1], f"code={source}", "--mix", "1,1", "--steps", 8, "--out", out)
+    train(
+        package, "--data", data[1], f"code={source}", "--mix", "1,1", "--steps", 8, "--out", out, "--packing", "stream"
+    )
     result = json.loads((out / "result.json").read_text())
     assert list(result["sources"]) == ["text", "code"] and result["tokens"] == 4 * 8 * (32 + 16)
     assert (out / "data" / "code" / "train.tokens").exists()

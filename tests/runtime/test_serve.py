@@ -280,7 +280,7 @@ def test_main_prints_the_prompt_and_what_follows(
     tokenizer, serve = byte_level(), types.ModuleType("serve")
     serve.forward = forward
     train = types.ModuleType("dskc.runtime.train")
-    train.load_model = lambda folder, device: (model, serve, tokenizer)
+    train.load_model = lambda folder, step, device: (model, serve, tokenizer)
     monkeypatch.setitem(__import__("sys").modules, "dskc.runtime.train", train)
     main(["runs/x", "--prompt", "the naï", "--max-tokens", "12", "--temperature", "0"])
     tokens = tokenizer.encode("the naï").ids

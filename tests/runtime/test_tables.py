@@ -1,10 +1,12 @@
-"""Files of many documents: JSON lines, which of their lines are text, and runs on them."""
+"""Files of many documents: JSON lines, Parquet and data sets, which of their rows are text, and runs on them."""
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +16,15 @@ from hypothesis import strategies as st
 from tiny_trainer import log_lines, train, write_package, write_text
 
 from dskc.runtime.data import DataSettings, find_documents, split_held_out, text_digest
+from dskc.runtime.data import parquet as parquet_module
 from dskc.runtime.data import table as table_module
 from dskc.runtime.data.jsonl import Jsonl
+from dskc.runtime.data.parquet import Parquet
 from dskc.runtime.data.table import Row, read_texts
 from dskc.runtime.data.template import Template, Unfit, template_of
 from dskc.runtime.problem import Problem
-from dskc.runtime.train.checkpoint import list_checkpoints
 from dskc.runtime.train.folder import RunFolder
+from dskc.runtime.train.kept import list_checkpoints
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)  # what UTF-8 can write
 
@@ -175,6 +179,111 @@ def test_a_document_takes_little_memory(tmp_path: Path) -> None:
     assert isinstance(row, Row) and not hasattr(row, "__dict__")
 
 
+# Parquet
+
+
+def write_parquet(path: Path, columns: dict[str, object], group: int = 3) -> Path:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=group)
+    return path
+
+
+@settings(max_examples=40, deadline=None)
+@given(written=st.lists(ANY.filter(str.strip), min_size=1, max_size=12), group=st.integers(1, 5), data=st.data())
+def test_rows_of_parquet_are_those_of_lines(
+    tmp_path_factory: pytest.TempPathFactory, written: list[str], group: int, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("parquet")
+    titles = [f"{n}" for n in range(len(written))]
+    path = write_parquet(folder / "a.parquet", {"title": titles, "body": written, "n": titles}, group)
+    lines = write_lines(folder / "a.jsonl", [{"title": n, "body": text} for n, text in enumerate(written)])
+    assert texts(path, text_field="body") == texts(lines, text_field="body") == written
+    assert texts(path, join="{title}: {body}") == [f"{n}: {text}" for n, text in enumerate(written)]
+    table = Parquet(path, "a", template_of(DataSettings(text_field="body")))
+    wanted = sorted(data.draw(st.sets(st.integers(1, len(written)))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet_module, "ROWS", 2)
+        assert list(table.rows(wanted)) == [(n, written[n - 1]) for n in wanted]
+
+
+def test_rows_of_parquet_that_are_no_text_are_counted(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    broken = pyarrow.array([b"good", b"\xff", None, b" "]).cast(pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 4, broken.buffers())  # as a careless writer makes it
+    path = write_parquet(tmp_path / "a.parquet", {"text": column, "n": [1, 2, 3, 4]})
+    corpus = find_documents([path])
+    assert [document.name for document in corpus.documents] == ["a.parquet:1"]
+    assert corpus.examples == {
+        "not UTF-8": ["a.parquet:2: its byte 0 is 0xff"],
+        'whose "text" is no string': ["a.parquet:3: it is null"],
+        "empty": ["a.parquet:4"],
+    }
+    with pytest.raises(Problem, match='row 1 is one whose "n" is no string; it is a number'):
+        find_documents([path], settings=DataSettings(text_field="n"))
+    with pytest.raises(Problem, match='row 1 is one without "body"; it has "text", "n"'):
+        find_documents([path], settings=DataSettings(text_field="body"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(Problem, match=r"a\.parquet: it cannot be read: "):
+        find_documents([path])
+
+
+@pytest.mark.parametrize(("package", "path"), [("pyarrow", "a.parquet"), ("datasets", "hf:some/name")])
+def test_a_package_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if package == "pyarrow":
+        Path(path).write_text("x")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Problem, match=f"takes the package {package}") as raised:
+        find_documents([Path(path)])
+    assert raised.value.help == "pip install 'dskc[data]'"
+
+
+# Data sets
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a data set of two splits, far from any network."""
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path / "cache"))
+    for split, count in (("train", 40), ("test", 3)):
+        rows = [{"title": f"{split} {n}", "body": f"text {n}", "n": n} for n in range(count)]
+        write_lines(tmp_path / "set" / f"{split}.jsonl", rows)
+    return Path("hf:set")
+
+
+def test_a_data_set_is_streamed_and_read_like_its_lines(hub: Path, tmp_path: Path) -> None:
+    assert texts(hub, text_field="body") == texts(tmp_path / "set" / "train.jsonl", text_field="body")
+    assert texts(Path(f"{hub}:test"), join="{title}: {body}") == [f"test {n}: text {n}" for n in range(3)]
+    some = find_documents([hub], settings=DataSettings(text_field="body", max_rows=7))
+    assert [document.name for document in some.documents] == [f"hf:set:{n}" for n in range(1, 8)]
+    assert isinstance(some.documents[0], Row)
+    spool = some.documents[0].table.path
+    assert spool.exists() and '"n"' not in spool.read_text()
+    del some
+    gc.collect()
+    assert not spool.exists()
+
+
+def test_a_data_set_that_cannot_be_had_is_an_error(hub: Path) -> None:
+    for name, message in (
+        ("hf:set:valid", "hf:set:valid: it cannot be had: .*valid"),
+        ("hf:nowhere", "hf:nowhere: it cannot be had: "),
+    ):
+        with pytest.raises(Problem, match=message):
+            find_documents([Path(name)])
+    with pytest.raises(Problem, match='hf:set: there is no text in it; row 1 is one without "text"; it has "title"'):
+        find_documents([hub])
+    with pytest.raises(Problem, match='whose "n" is no string'):
+        find_documents([hub], settings=DataSettings(text_field="n"))
+
+
 # Whole runs
 
 
@@ -225,3 +334,30 @@ def test_a_run_that_was_begun_before_there_were_settings_goes_on(package: Path, 
     (out / "run.json").write_text(json.dumps(facts))
     train(package, "--resume", "--out", out, "--data", lines.parent / "text", "--steps", 5)
     assert len(log_lines(out)) == 5
+
+
+def test_a_run_on_a_data_set_goes_on_without_it(package: Path, hub: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "set" / "train.jsonl", [{"text": f"line {n} of the text\n" * 20} for n in range(60)])
+    (tmp_path / "set" / "test.jsonl").unlink()
+    out = tmp_path / "run"
+    train(package, "--data", hub, "--max-rows", 50, "--steps", 4, "--out", out, "--microbatch", 4)
+    assert json.loads((out / "data" / "cleaning.json").read_text())["text"]["documents"] == 50
+    train(package, "--data", hub, "--steps", 5, "--out", out, "--resume")
+    shutil.rmtree(tmp_path / "set")
+    train(package, "--steps", 6, "--out", out, "--resume")
+    assert len(log_lines(out)) == 6
+
+
+def test_a_run_says_how_much_is_padding(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"{n:03} alpha beta gamma delta epsilon zeta eta theta iota"} for n in range(300)]
+    data = write_lines(tmp_path / "rows.jsonl", rows)
+    train(package, "--data", data, "--steps", 1, "--out", tmp_path / "fit")
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("packing"))
+    assert said.startswith("packing: ") and said.endswith("% padding; --packing stream has none"), said
+    filled = json.loads((tmp_path / "fit" / "result.json").read_text())["tokens"]
+    assert 8 * 8 < filled < 8 * 31
+    train(package, "--data", data, "--steps", 1, "--out", tmp_path / "stream", "--packing", "stream")
+    assert "padding" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "stream" / "result.json").read_text())["tokens"] == 8 * 32
+    with pytest.raises(Problem, match="--packing: bestfit now, and stream when this run was begun"):
+        train(package, "--resume", "--out", tmp_path / "stream", "--packing", "bestfit")

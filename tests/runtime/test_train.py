@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_trainer import log_lines, start, train, write_package, write_text
 
-from dskc.runtime.data import Loader, open_tokens
-from dskc.runtime.data.loader import windows
+from dskc.runtime.data import Bins, Loader, open_tokens
 from dskc.runtime.problem import Problem
 from dskc.runtime.reference import next_token
 from dskc.runtime.train import Precision, create_run_folder, load_model, load_weights, write_checkpoint
@@ -92,7 +91,7 @@ def test_first_loss_is_that_of_a_plain_loop_over_the_same_tokens(whole: Path, pa
     module = load_package(package)
     model = module.Model(compute=torch.float32)
     optim.normal(std=0.02)(model, 0)
-    batch = Loader(tokens.train, 32, tokens.manifest.end, seed=0).batch(0, 8)
+    batch = Loader(tokens.train, 32, tokens.manifest.end, 0, "bestfit").batch(0, 8)
     model.eval()
     plain = next_token(model(batch.tokens), batch.targets)
     assert log_lines(whole)[0]["loss"] == pytest.approx(plain.item(), rel=2e-3)  # which had no dropout
@@ -111,7 +110,8 @@ def test_held_out_loss_is_that_of_all_its_tokens(whole: Path) -> None:
         total, count = total + float(losses[kept].sum()), count + int(kept.sum())
     result = json.loads((whole / "result.json").read_text())
     assert result["held_out_tokens"] == count
-    assert windows(len(held), 32) * 32 + 1 < len(held), "the padded rest should be part of this test"
+    bins = Bins(tokens.held, 32, tokens.manifest.end)
+    assert bins.sizes.sum() < 32 * bins.count, "some of it should be padded"
     assert result["held_out_loss"] == pytest.approx(total / count, rel=1e-4)
 
 
@@ -337,7 +337,7 @@ def refused(package: Path, out: Path, message: str, *arguments: object) -> Probl
         (("--data", "TEXT", "--plan", "other"), "--plan other: there is no such plan"),
         (("--data", "TEXT", "--plan", "cluster"), "the plan `cluster` is for 512 devices"),
         (("--data", "TEXT", "--microbatch", 3), "a microbatch of 3 does not divide the batch of 8"),
-        (("--data", "TEXT/000.txt"), "too little text: .* takes 257"),
+        (("--data", "TEXT/000.txt"), "too little text: .* takes 8"),
         (("--data", "TEXT", "--tokenizer", __file__), "not a tokenizers JSON file"),
         (("--data", "TEXT/missing"), "there is no such file or folder"),
         (("--resume",), "there is no run in"),
@@ -488,7 +488,7 @@ def test_layers_are_recomputed_indeed(tmp_path: Path, text: Path) -> None:
     train(package, "--data", text, "--steps", 1, "--out", tmp_path / "run", "--microbatch", 8)
     # one step: three layers forward, two again; then the held-out text without
     tokens = open_tokens(tmp_path / "run" / "data")
-    count = windows(len(tokens.held), 32) + 1
+    count = Bins(tokens.held, 32, tokens.manifest.end).count
     layer = next(m for n, m in sys.modules.items() if n.endswith("_tiny.model") and m.__file__ == str(model_file)).Layer
     assert layer.calls == 3 + 2 + 3 * math.ceil(count / 8)
 
